@@ -1,0 +1,15 @@
+"""localplug as a strategy of an unmodified Lightning Trainer: `strategy=LocalPlugStrategy("mezo", eps=1e-3)`.
+
+Importing this package registers `strategy="localplug_mezo"` and so on, one name for each installed method, with the
+package `lightning`, and with `pytorch_lightning` if that was imported before (`localplug_lightning.pl` is for it alone).
+"""
+
+import sys
+
+from localplug_lightning.strategy import make
+
+__all__ = ["LocalPlugStrategy"]
+
+LocalPlugStrategy = make("lightning.pytorch")
+if "pytorch_lightning" in sys.modules:
+    import localplug_lightning.pl  # noqa: F401

@@ -1,0 +1,186 @@
+"""LocalPlugCallback: any localplug method under an unmodified transformers.Trainer, by documented callback events alone.
+
+The callback hooks the model, not the trainer: every training forward of the model is evaluated as the method asks, and
+the loss that the Trainer builds on the output stops there when it is back-propagated. The update happens in
+on_pre_optimizer_step, with the learning rate and weight decay that the Trainer's own optimizer has at that moment.
+"""
+
+import base64
+import io
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from localplug import Engine, Method
+from localplug import method as make_method
+from localplug.loop import start_line
+
+logger = logging.getLogger("localplug")
+
+
+@final
+class LocalPlugCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Train by a method without a backward pass through the model, inside an unmodified Trainer.
+
+    Args:
+        method: a name such as "mezo" or "tpsgd", or a localplug.Method.
+        seed: of the random directions; by default `args.seed` of the Trainer.
+        outputs: names of the output leaves that the loss is built on, such as ("logits",). By default the model's own
+            loss, corrected by what the first backward call shows.
+        targets: gets (args, kwargs) of the model's forward call and gives the labels, for layer-local methods; by
+            default kwargs["labels"].
+        **options: the method's own, checked against its signature.
+
+    Raises:
+        TypeError, ValueError: when made, for options that the method does not have, or out of their range.
+        localplug.Unsupported: in on_train_begin; lists every reason why this Trainer cannot train by this method.
+
+    Example:
+        trainer = Trainer(model, args, train_dataset=data, callbacks=[LocalPlugCallback("mezo", eps=1e-3)])
+        trainer.train()
+    """
+
+    def __init__(
+        self,
+        method: str | Method,
+        *,
+        seed: int | None = None,
+        outputs: Sequence[str] | None = None,
+        targets: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self._make = lambda: make_method(method, **options)
+        self.method = self._make()
+        self.engine: Engine | None = None
+        self._name = method if isinstance(method, str) else type(method).__name__
+        self._seed, self._outputs, self._options = seed, outputs, options
+        self._targets = targets or (lambda args, kwargs: kwargs.get("labels"))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        self.detach()
+        if self.engine is not None:  # train() is called again: a method starts afresh with its optimizer
+            self.method = self._make()
+        seed = args.seed if self._seed is None else self._seed
+        self.engine = Engine(
+            model,
+            self.method,
+            _innermost(optimizer),
+            seed=seed,
+            outputs=self._outputs,
+            clipping=float(args.max_grad_norm or 0.0),
+            accumulation=args.gradient_accumulation_steps,
+            refusals=_refusals(args, self.method),
+        )
+        name = type(self).__name__
+        self._resume(state.stateful_callbacks.get(name), state.global_step)
+        state.stateful_callbacks.setdefault(name, self.state())  # a checkpoint from before this callback has no entry
+        self.engine.attach(targets=self._targets)
+        logger.info(self._start_line(args))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.engine is not None
+        self.engine.apply(_innermost(kwargs["optimizer"]))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Take the hooks off the model. Happens by itself at the end of training; needed only after an interruption."""
+        if self.engine is not None:
+            self.engine.close()
+
+    def _start_line(self, args: TrainingArguments) -> str:
+        assert self.engine is not None
+        line = start_line(self.engine)
+        if self.method.num_coefficients and args.max_grad_norm:
+            line += f"; max_grad_norm={args.max_grad_norm:g} clips the projected gradient, max_grad_norm=0 leaves it as it is"
+        return line
+
+    # ---- checkpoints: the trainer writes state() to trainer_state.json ------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        options = {
+            k: v if isinstance(v, str | int | float | bool | None) else repr(v) for k, v in self._options.items()
+        }
+        saved: dict[str, Any] = {"args": {"method": self._name, "seed": self._seed, **options}, "attributes": {}}
+        if self.engine is not None:
+            whole = self.engine.state_dict()
+            saved["engine"] = {"seed": whole["seed"], "step": whole["step"], "method": _to_text(whole["method"])}
+        return saved
+
+    def _resume(self, saved: dict[str, Any] | None, global_step: int) -> None:
+        assert self.engine is not None
+        self.engine.run.step = global_step
+        if global_step == 0 or not saved or "engine" not in saved:
+            return
+        now, before = self.state()["args"], saved["args"]
+        changed = {k: (before.get(k), now.get(k)) for k in {*now, *before} if now.get(k) != before.get(k)}
+        if saved["engine"]["seed"] != self.engine.run.seed:
+            changed["seed"] = (saved["engine"]["seed"], self.engine.run.seed)
+        if changed:
+            logger.warning(
+                "this run goes on from a checkpoint of another setting, and so does not repeat the uninterrupted run: %s",
+                ", ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in sorted(changed.items())),
+            )
+        if before.get("method") == now.get("method"):
+            self.engine.method.load_state_dict(_from_text(saved["engine"]["method"]))
+
+
+def _innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer that accelerate wrapped."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _innermost(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
+
+
+def _refusals(args: TrainingArguments, method: Method) -> list[str]:
+    """What in these arguments goes round the model's forward, or owns its parameters or its backward pass."""
+    found = []
+    if args.n_gpu > 1:
+        found.append(
+            f"nn.DataParallel over {args.n_gpu} devices replicates the model round the callback; "
+            "set CUDA_VISIBLE_DEVICES to one device"
+        )
+    if args.world_size > 1:
+        found.append(
+            f"{args.world_size} processes train together, which this release does not support; start one process"
+        )
+    if args.deepspeed:
+        found.append("DeepSpeed owns the parameters and the backward pass; remove deepspeed=")
+    if args.fsdp:
+        found.append("FSDP shards the parameters; remove fsdp=")
+    if args.fp16:
+        found.append("fp16 scales the loss for a backward pass that does not happen; use bf16=True or float32")
+    if args.torch_compile:
+        found.append("torch_compile replaces the forward that the callback evaluates; set torch_compile=False")
+    optim = str(getattr(args.optim, "value", args.optim))
+    if "lomo" in optim or "layerwise" in optim:
+        found.append(f"optim={optim!r} updates during the backward pass; use another optimizer, such as 'sgd'")
+    if method.num_coefficients == 0 and args.label_smoothing_factor:
+        found.append(
+            "label smoothing takes the labels away before the model is called, and local targets need them; "
+            "set label_smoothing_factor=0"
+        )
+    return found
+
+
+def _to_text(state: dict[str, Any]) -> str:
+    if not state:
+        return ""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _from_text(text: str) -> dict[str, Any]:
+    return torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True) if text else {}

@@ -1,0 +1,75 @@
+"""Watch the coefficients and say what is wrong: a zero, a coarse, a non-finite or a diverging estimate. Warns, never acts."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("localplug")
+
+ZERO_STEPS = 10  # estimates in a row that are exactly zero before anybody is told
+DIVERGED = 100.0  # times the running median of |estimate|
+WINDOW = 50  # estimates that the running median looks back on
+
+
+class Alarms:
+    """Diagnostics of one run. Each alarm speaks once, then counts."""
+
+    def __init__(self) -> None:
+        self.num_zero = 0
+        self.num_diverged = 0
+        self._zeros_in_a_row = 0
+        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._spoken: set[str] = set()
+
+    def half_precision_loss(self, leaves: Sequence[Tensor]) -> None:
+        """A loss in half precision moves in steps that are coarser than most finite differences."""
+        for leaf in leaves:
+            if leaf.dim() == 0 and leaf.dtype in (torch.float16, torch.bfloat16):
+                quantum = torch.finfo(leaf.dtype).eps * abs(float(leaf)) / 2
+                self._say(
+                    "half",
+                    f"the model returns its loss as {leaf.dtype}: near {float(leaf):.3g} it moves in steps of about "
+                    f"{quantum:.2g}, so that small differences between two evaluations are lost; compute the loss in "
+                    "float32 (load the model in float32 and use bf16 autocast, or upcast the logits)",
+                )
+
+    def coefficients(self, values: Sequence[float], step: int) -> bool:
+        """Look at one step's coefficients; False if one is not finite."""
+        if not all(map(math.isfinite, values)):
+            self._say(
+                "finite",
+                f"step {step}: the estimate is {list(values)}; its update is left out. Lower the learning rate or eps, "
+                "or train in float32",
+            )
+            return False
+        size = math.sqrt(sum(v * v for v in values) / len(values))
+        if size == 0.0:
+            self.num_zero += 1
+            self._zeros_in_a_row += 1
+            if self._zeros_in_a_row == ZERO_STEPS:
+                self._say(
+                    "zero",
+                    f"step {step}: the last {ZERO_STEPS} estimates were exactly zero, nothing is learned. The loss does "
+                    "not feel the perturbation: raise eps, compute the loss in float32, or use a loss that is not a "
+                    "step function of the weights",
+                )
+            return True
+        self._zeros_in_a_row = 0
+        if len(self._recent) == WINDOW and size > DIVERGED * sorted(self._recent)[WINDOW // 2]:
+            self.num_diverged += 1
+            self._say(
+                "diverged",
+                f"step {step}: the estimate {size:.3g} is more than {DIVERGED:g} times its running median; the learning "
+                "rate may be too high (max_grad_norm clips the estimate)",
+            )
+        self._recent.append(size)
+        return True
+
+    def _say(self, key: str, message: str) -> None:
+        if key not in self._spoken:
+            self._spoken.add(key)
+            logger.warning(message)

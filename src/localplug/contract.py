@@ -1,0 +1,199 @@
+"""What a plugin implements, and what it is handed. Classes here are abstract or final.
+
+Shapes: B examples of the batch, D features of a unit's output, K classes.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+
+@final
+@dataclasses.dataclass
+class Run:
+    """What a method may know about the training it takes part in. One object lives as long as its engine."""
+
+    model: nn.Module
+    parameters: list[tuple[str, nn.Parameter]]
+    """Every trainable parameter once, in registration order, under a name that does not depend on wrappers around the
+    model: the longest prefix of dotted components that all of them share is left out."""
+    seed: int
+    step: int = 0
+    """Optimizer steps done; the directions of a step are a function of it, and so a resumed run repeats them."""
+    clipping: float = 0.0
+    """The gradient norm that the trainer clips to; 0 if it does not clip."""
+    accumulation: int = 1
+    """Micro-batches in one optimizer step."""
+    targets: Any = None
+    """The labels of the batch in work, for methods that need them; None where the trainer did not hand them over."""
+    num_forwards: int = 0
+    num_dropped: int = 0
+    """Steps whose estimate was not finite, and whose update therefore was left out."""
+
+
+class Estimate(abc.ABC):
+    """What a method hands back when its evaluations are over.
+
+    `values` replaces the numbers in the tracked leaves of the model's output, one tensor for each leaf, or is empty to
+    leave them as the last evaluation made them.
+    """
+
+    values: list[Tensor]
+
+    @abc.abstractmethod
+    def pull_back(self, leaf_gradients: Sequence[Tensor | None]) -> Tensor | None:
+        """Take d loss / d leaf for each tracked leaf; give the method's coefficients, or None if it has none.
+
+        Coefficients are float32, shape (method.num_coefficients,); those of several micro-batches are added.
+        """
+
+
+Estimating = Generator[None, Sequence[Tensor], Estimate]
+
+
+class Method(abc.ABC):
+    """An algorithm that trains a model without a backward pass through it.
+
+    The host drives `estimate` once for every forward call of the model and `update` once for every optimizer step.
+    `setup` and `teardown` may do nothing.
+    """
+
+    @property
+    @abc.abstractmethod
+    def num_evaluations(self) -> int:
+        """Forward passes that one call of `estimate` asks for; constant, at least 1."""
+
+    @property
+    @abc.abstractmethod
+    def num_coefficients(self) -> int:
+        """Scalars that an estimate comes down to (a zeroth-order method's projected gradients), 0 if it writes .grad."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """What a user should know at the start of training, in one line, with the options in force."""
+
+    @abc.abstractmethod
+    def problems(self, run: Run) -> list[str]:
+        """Every reason why this method cannot train this model; each says what to do. Called before `setup`."""
+
+    @abc.abstractmethod
+    def setup(self, run: Run) -> None:
+        """Called once, before the first step."""
+
+    @abc.abstractmethod
+    def estimate(self, run: Run) -> Estimating:
+        """A generator. Each `yield` means: evaluate the model on this batch now, and hand me its tracked leaves.
+
+        The host replays the same random numbers (dropout) in every evaluation and lets buffers (batch norm) advance
+        once. Weights that are changed between two yields must be put back in a `finally` or a `with`: an evaluation
+        that raises closes the generator.
+        """
+
+    @abc.abstractmethod
+    def update(self, run: Run, coefficients: Sequence[float], groups: "Groups") -> None:
+        """Change the weights, or write p.grad for the optimizer that steps next.
+
+        Args:
+            coefficients: finite; accumulated over micro-batches, and scaled by whatever clipped them.
+            groups: the parameter group of the trainer's optimizer (lr, weight_decay) for each trained parameter.
+        """
+
+    @abc.abstractmethod
+    def teardown(self) -> None:
+        """Undo what `setup` did to the model."""
+
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step needs and (seed, step) do not give; numbers and tensors only."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+Groups = dict[nn.Parameter, dict[str, Any]]
+
+
+@final
+@dataclasses.dataclass
+class Unit:
+    """A part of the model that learns by itself.
+
+    It goes from the input of its module to the input of the next unit's module, and so takes in whatever lies between
+    (activations, pooling, dropout, norms); a recurrent module's unit ends with that module's own output.
+    """
+
+    index: int
+    name: str
+    module: nn.Module
+    parameters: list[nn.Parameter]
+    is_last: bool = False
+
+    @property
+    def is_recurrent(self) -> bool:
+        return isinstance(self.module, nn.RNNBase)
+
+    @property
+    def keeps_map(self) -> bool:
+        """Whether the output's positions (a convolution's height and width) belong to the target."""
+        return isinstance(self.module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+@final
+@dataclasses.dataclass
+class Signal:
+    """What a unit learns from. Exactly one field is given.
+
+    loss:        scalar; the host differentiates it inside the unit.
+    grad_output: d loss / d output, shaped like the unit's output; the host takes the vector-Jacobian product.
+    delta:       {parameter: d loss / d parameter} in closed form.
+    """
+
+    loss: Tensor | None = None
+    grad_output: Tensor | None = None
+    delta: dict[nn.Parameter, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a Signal has exactly one of loss, grad_output and delta, got {given or 'none'}")
+
+
+class TargetGenerator(nn.Module, abc.ABC):
+    """Makes local targets: what a hidden unit should produce for a label."""
+
+    @abc.abstractmethod
+    def generate(self, targets_BK: Tensor, output: Tensor, *, unit: Unit, seed: int) -> Tensor:
+        """The local target of one unit, shaped like its output.
+
+        Args:
+            targets_BK: one row for each example: one-hot labels, or the regression target. float32.
+            output: the unit's output, (B, D), (B, T, D), or (B, C, H, W) for a convolution.
+            seed: of the run; the target must be a function of (seed, unit.name, targets) alone.
+        """
+
+
+LocalLoss = Callable[[Tensor, Tensor], Tensor]
+"""(output, target) -> scalar: summed over features, averaged over examples and positions."""
+
+
+def parameter_names(names: Sequence[str]) -> list[str]:
+    """Names without the dotted components that wrappers put in front of all of them, so that noise ignores wrappers.
+
+    Args:
+        names: as `named_parameters` gives them.
+    """
+    split = [[part for part in name.split(".") if part != "_orig_mod"] for name in names]
+    shared = 0
+    while split and all(len(parts) > shared + 1 and parts[shared] == split[0][shared] for parts in split):
+        shared += 1
+    return [".".join(parts[shared:]) for parts in split]
+
+
+def is_float(value: object) -> bool:
+    """Whether this is a tensor that could carry a loss."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()

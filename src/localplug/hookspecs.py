@@ -1,0 +1,83 @@
+"""The questions localplug asks a plugin. Each is asked once, at the first need; no hook is called inside a step.
+
+Every hook returns a dictionary {name: value}. A value is a class, a factory, or the string "module:attribute", which
+is imported when the name is used: a plugin that answers with strings keeps `localplug plugins` from importing torch.
+A name that two distributions give is refused when it is asked for.
+"""
+
+import pluggy
+
+PROJECT = "localplug"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def localplug_methods():
+    """Give ready algorithms, under the name a user types in `LocalPlugCallback("mezo")`.
+
+    Returns {name: class or factory of localplug.Method}; its keyword arguments are the user's options.
+    Asked when a method is looked up by name. Used by localplug-zo (mezo) and localplug-tpsgd (tpsgd).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_methods():
+            return {"mezo": "localplug_zo.mezo:MeZO"}
+    """
+
+
+@hookspec
+def localplug_target_generators():
+    """Give generators of local targets: what a unit of the network should produce for a label.
+
+    Returns {name: class of localplug.TargetGenerator}; generate(labels, output, ...) gives a tensor like output.
+    Asked when a layer-local method looks its `target` up. Used by localplug-tpsgd (projection).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_target_generators():
+            return {"projection": "localplug_tpsgd.projection:TargetProjection"}
+    """
+
+
+@hookspec
+def localplug_local_losses():
+    """Give local losses: how far a unit's output is from its local target.
+
+    Returns {name: callable(output, target) -> scalar tensor}, or a class of torch.nn.Module that is one.
+    Asked when a layer-local method looks its `loss` up. Used by localplug-tpsgd (l1, l2).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_local_losses():
+            return {"l2": "localplug_tpsgd.losses:l2"}
+    """
+
+
+@hookspec
+def localplug_update_rules():
+    """Give update rules: how an estimate of the gradient changes the weights.
+
+    Returns {name: class of torch.optim.Optimizer}; step() reads p.grad like any optimizer.
+    Asked by `localplug.update_rule(name)`; hand the optimizer to your trainer and let a method materialise its
+    estimate with update="trainer". Used by localplug-zo (zo-sgd-sign).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_update_rules():
+            return {"zo-sgd-sign": "localplug_zo.sign:SignSGD"}
+    """
+
+
+@hookspec
+def localplug_commands():
+    """Give subcommands of the `localplug` command line.
+
+    Returns {name: callable(list of argument strings) -> exit status}. Asked when the command line does not know the
+    word itself. Used by localplug-transformers (demo).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_commands():
+            return {"demo": "localplug_transformers.demo:main"}
+    """

@@ -1,0 +1,94 @@
+"""Plain loops: plug a method into a training loop that stays as it is."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from localplug.contract import Method
+from localplug.engine import Engine
+from localplug.recipes import method as make_method
+
+logger = logging.getLogger("localplug")
+
+
+@final
+class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
+    """Train the model by a method, inside an unchanged loop of plain torch, Accelerate or Fabric.
+
+    The model's forward is evaluated as often as the method needs, loss.backward() stops at the model's output, and the
+    update happens just before optimizer.step(), with the optimizer's own learning rate and weight decay.
+
+    Args:
+        model: the unwrapped model.
+        method: a name, or a method object.
+        optimizer: the torch optimizer (or Accelerate's or Fabric's wrapper of it) whose step() the loop calls.
+        seed: of the random directions.
+        targets: gets (args, kwargs) of the forward call and gives the labels; by default kwargs["labels"].
+        outputs: names of the output leaves that the loss is built on, if known.
+        **options: the method's own, checked against its signature.
+
+    Raises:
+        Unsupported: they cannot train together; lists every reason.
+
+    Example:
+        >>> import torch, localplug
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        >>> with localplug.attach(model, "mezo", optimizer, eps=1e-3):
+        ...     for _ in range(3):
+        ...         loss = model(torch.ones(8, 4)).square().mean()
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str | Method,
+        optimizer: Any,
+        *,
+        seed: int = 0,
+        targets: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None,
+        outputs: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        while not isinstance(optimizer, torch.optim.Optimizer) or "optimizer" in optimizer.__dict__:
+            inner = getattr(optimizer, "optimizer", None)  # accelerate and fabric wrap the optimizer
+            if not isinstance(inner, torch.optim.Optimizer):
+                raise TypeError(f"optimizer must be a torch.optim.Optimizer or a wrapper of one, got {optimizer!r}")
+            optimizer = inner
+        self.engine = Engine(model, make_method(method, **options), optimizer, seed=seed, outputs=outputs)
+        self._detach = self.engine.attach(targets=targets or (lambda args, kwargs: kwargs.get("labels")))
+        self._hook = optimizer.register_step_pre_hook(self._before_step)
+        logger.info(start_line(self.engine))
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(a is not None for a in args[1:]) or kwargs.get("closure") is not None:  # args[0] is the optimizer
+            raise ValueError("optimizer.step(closure) evaluates round localplug; call loss.backward() and then step()")
+        self.engine.apply(optimizer)
+
+    def close(self) -> None:
+        """Give the model and the optimizer back as they were."""
+        self._detach()
+        self._hook.remove()
+        self.engine.close()
+
+    def __enter__(self) -> "attach":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def start_line(engine: Engine) -> str:
+    """What is true at the start of every training, in one line: the method, its cost in forward passes, the weights."""
+    weights = sum(p.numel() for _, p in engine.run.parameters)
+    passes = engine.method.num_evaluations
+    return (
+        f"{engine.method.describe()}; {passes} forward pass{'es' if passes > 1 else ''} a batch, no backward pass "
+        f"through the model, {weights:,} weights, seed {engine.run.seed}"
+    )

@@ -1,0 +1,82 @@
+"""Make repeated evaluations of one batch equal but for the weights: same dropout, buffers that advance once, no stale casts."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+_State = tuple[Tensor, list[Tensor]]
+
+
+def _random_state() -> _State:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), cuda
+
+
+def _restore_random_state(state: _State) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
+@final
+class Replay:
+    """A context around one estimate; call `rewind` before each evaluation in it.
+
+    The global random state ends where one evaluation leaves it. Buffers keep what the first evaluation wrote: the
+    later ones start from it and their writes are undone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._start: _State | None = None
+        self._versions: list[tuple[Tensor, int]] = []
+        self._advanced: list[tuple[Tensor, Tensor]] | None = None
+
+    def __enter__(self) -> "Replay":
+        self._start = None
+        self._versions = [(b, b._version) for b in self._model.buffers() if not b.is_inference()]
+        self._advanced = None
+        return self
+
+    def rewind(self) -> None:
+        torch.clear_autocast_cache()  # an enclosing autocast keeps casts of the weights of the evaluation before
+        if self._start is None:
+            self._start = _random_state()
+            return
+        _restore_random_state(self._start)
+        if self._advanced is None:
+            self._advanced = [(b, b.clone()) for b, version in self._versions if b._version != version]
+        else:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        for buffer, value in self._advanced or []:
+            buffer.copy_(value)
+
+    def __exit__(self, *_: Any) -> None:
+        self._put_back()
+        self._versions, self._advanced = [], None
+        torch.clear_autocast_cache()
+
+    def frozen(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the estimate that just ended can be repeated, and which leaves no trace of the repetition."""
+        start = self._start
+
+        @contextlib.contextmanager
+        def repeat() -> Iterator[None]:
+            now, buffers = _random_state(), [(b, b.clone()) for b in self._model.buffers()]
+            if start is not None:
+                _restore_random_state(start)
+            try:
+                with torch.no_grad():
+                    yield
+            finally:
+                with torch.no_grad():
+                    for buffer, value in buffers:
+                        buffer.copy_(value)
+                _restore_random_state(now)
+
+        return repeat()
