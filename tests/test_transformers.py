@@ -118,10 +118,9 @@ def test_the_first_step_already_uses_the_leaf_that_the_loss_is_built_on(tmp_path
     second = LocalPlugCallback("mezo")
     fit(untold, tmp_path, second, trainer=FromLogits)
     assert second.engine.run.num_forwards == first.engine.run.num_forwards + 2  # the first step is repeated once
-    moved = weights(told) - weights(
-        tiny_llama()
-    )  # the first backward saw the logits at theta - eps z, not the midpoint
-    assert (weights(told) - weights(untold)).norm() < 2e-2 * moved.norm()
+    # the first backward saw the logits at theta - eps z instead of the midpoint: an error of order eps, in one step
+    moved = weights(told) - weights(tiny_llama())
+    assert (weights(told) - weights(untold)).norm() < 0.1 * moved.norm()
 
 
 @pytest.mark.parametrize(

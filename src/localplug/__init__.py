@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TargetGenerator,
         Unit,
     )
+    from localplug.directions import Directions
     from localplug.engine import Engine
     from localplug.errors import (
         DuplicateName,
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
     )
     from localplug.local import LocalMethod
     from localplug.loop import attach
+    from localplug.perturbation import Perturbation
     from localplug.plugins import get, installed, register
     from localplug.recipes import local_loss, method, target_generator, update_rule
     from localplug.units import partition
-    from localplug.zeroth_order import Directions, Perturbation, Projection, sgd_update, write_gradients
+    from localplug.zeroth_order import Projection, sgd_update, write_gradients
 
 __version__ = "0.1.0"
 
@@ -70,8 +72,8 @@ _HOME = {
     "target_generator": "recipes",
     "update_rule": "recipes",
     "partition": "units",
-    "Directions": "zeroth_order",
-    "Perturbation": "zeroth_order",
+    "Directions": "directions",
+    "Perturbation": "perturbation",
     "Projection": "zeroth_order",
     "sgd_update": "zeroth_order",
     "write_gradients": "zeroth_order",

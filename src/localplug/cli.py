@@ -1,0 +1,81 @@
+"""The command line: what is installed, what the contract is, and the subcommands that plugins bring."""
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+
+from localplug import hookspecs, plugins
+from localplug.errors import LocalPlugError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 if `plugins` found a broken one, 2 for wrong arguments."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="localplug",
+        description="Train and fine-tune without backpropagation, inside the trainer you already use.",
+        epilog="Plugins bring further commands, such as: localplug demo (from localplug-transformers).",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    listing = commands.add_parser("plugins", help="every plugin: its distribution, what it gives, or why it failed")
+    listing.add_argument("--json", action="store_true", help="the same as JSON")
+    commands.add_parser("hooks", help="the questions that localplug asks a plugin")
+    if words and not words[0].startswith("-") and words[0] not in commands.choices:
+        try:
+            command = plugins.get(words[0], "commands")
+        except LocalPlugError as error:
+            print(f"localplug: {error}; built in: {', '.join(commands.choices)}", file=sys.stderr)
+            return 2
+        return int(command(words[1:]))
+    options = parser.parse_args(words)
+    if options.command == "plugins":
+        return _plugins(as_json=options.json)
+    if options.command == "hooks":
+        return _hooks()
+    parser.print_help()
+    return 2
+
+
+def _plugins(*, as_json: bool) -> int:
+    found = plugins.installed()
+    if as_json:
+        rows = [
+            {
+                "name": p.name,
+                "distribution": p.distribution,
+                "version": p.version,
+                "status": p.status,
+                "reason": p.reason,
+                "gives": {kind: sorted(given) for kind, given in p.gives.items()},
+            }
+            for p in found
+        ]
+        print(json.dumps(rows, indent=2))
+    else:
+        for p in found:
+            gives = "; ".join(
+                f"{kind.replace('_', ' ')}: {', '.join(sorted(given))}" for kind, given in p.gives.items()
+            )
+            note = gives if p.status == "ok" else f"{p.status.upper()}  {p.reason}"
+            print(f"{p.name:14} {p.distribution} {p.version:8} {note}")
+        for kind in plugins.KINDS:
+            for name, givers in plugins.names(kind).items():
+                if len(givers) > 1:
+                    print(
+                        f"{kind} {name!r} is given by {' and by '.join(p.label for p in givers)}: nobody answers to it"
+                    )
+        if not found:
+            print("no plugin is installed; localplug-zo brings mezo, localplug-tpsgd brings tpsgd")
+    return 1 if any(p.status == "failed" for p in found) else 0
+
+
+def _hooks() -> int:
+    for kind in plugins.KINDS:
+        hook = getattr(hookspecs, f"localplug_{kind}")
+        print(
+            f"{hook.__name__}{inspect.signature(hook)}\n{inspect.getdoc(hook)}\n".replace("\n", "\n    ").rstrip()
+            + "\n"
+        )
+    return 0

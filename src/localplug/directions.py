@@ -1,0 +1,88 @@
+"""The random directions of a run, made chunk by chunk wherever they are added to something, and never stored."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from localplug import noise
+from localplug.contract import Run
+
+
+@final
+class Directions:
+    """The random directions of a run: standard normal, one for each (step, number of the direction)."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def values(self, index: int, direction: int) -> Tensor:
+        """z for one parameter, as a whole. float32, shaped like the parameter."""
+        name, parameter = self._run.parameters[index]
+        key = noise.stream(self._run.seed, self._run.step, direction, name)
+        return noise.normal(key, 0, parameter.numel(), parameter.device).view(parameter.shape)
+
+    @torch.no_grad()
+    def add_(self, target: Tensor, index: int, terms: Sequence[tuple[int, float]], *, offset: int = 0) -> Tensor:
+        """target <- target + sum of factor * z over (direction, factor) in terms, chunk by chunk, in float32 or better.
+
+        Args:
+            target: elements offset ... offset + target.numel() - 1 of something shaped like parameter `index`; of
+                half precision it is rounded to nearest in the end.
+        """
+        return self._combine(target, index, terms, 0.0, offset, stochastic=False)
+
+    @torch.no_grad()
+    def update_(self, target: Tensor, index: int, terms: Sequence[tuple[int, float]], *, decay: float) -> Tensor:
+        """target <- (1 - decay) target + the same sum. Half precision is rounded stochastically: a step below the rounding
+        unit is not lost, but taken with the probability that keeps the mean."""
+        return self._combine(target, index, terms, decay, 0, stochastic=True)
+
+    def _combine(
+        self,
+        target: Tensor,
+        index: int,
+        terms: Sequence[tuple[int, float]],
+        decay: float,
+        offset: int,
+        *,
+        stochastic: bool,
+    ) -> Tensor:
+        run = self._run
+        name, _ = run.parameters[index]
+        if not target.is_contiguous():  # elements are numbered row by row, whatever the strides
+            whole = self._combine(target.contiguous(), index, terms, decay, offset, stochastic=stochastic)
+            return target.copy_(whole)
+        keys = [(noise.stream(run.seed, run.step, direction, name), factor) for direction, factor in terms]
+        half = target.dtype in (torch.float16, torch.bfloat16)
+        flat, size = target.view(-1), noise.chunk_size(target.device)
+        for start in range(0, flat.numel(), size):
+            part = flat[start : start + size]
+            value = part.float() if half else part
+            if decay:
+                value.mul_(1 - decay)
+            for key, factor in keys:
+                # two rounded operations, not one fused: the same bits on every device and for every chunking
+                value.add_(noise.normal(key, offset + start, part.numel(), part.device).mul_(factor))
+            if half and stochastic:
+                dice = noise.stream(run.seed, run.step, -1, name)
+                part.copy_(
+                    _round_stochastically(value, noise.uniform(dice, start, part.numel(), part.device), part.dtype)
+                )
+            elif half:
+                part.copy_(value)
+        return target
+
+
+def _round_stochastically(value: Tensor, uniform: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 to a half precision, up or down with the probabilities that keep the mean."""
+    nearest = value.to(dtype)
+    bits = nearest.view(torch.int16)
+    # sign and magnitude: one less in the bits is one step towards zero, for either sign
+    towards_zero = torch.where(nearest.float().abs() > value.abs(), bits - 1, bits)
+    away = towards_zero + 1
+    low, high = towards_zero.view(dtype).float(), away.view(dtype).float()
+    share = (value - low) / (high - low)
+    chosen = torch.where(uniform < share, away, towards_zero).view(dtype)
+    return torch.where(torch.isfinite(high) & torch.isfinite(value), chosen, nearest)

@@ -1,0 +1,150 @@
+"""Evaluate a model at perturbed weights without writing the weights.
+
+Perturbed weights live in a scratch copy of one module's parameters at a time, and of one tile of a large matrix. The
+weights themselves are not written while evaluating, and so cannot drift, and an evaluation that raises has nothing to
+put right.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from localplug.contract import Run
+from localplug.directions import Directions
+from localplug.tiles import is_tiled, tiled_forward
+
+
+@final
+class Perturbation:
+    """Evaluate the model at w + scale * z without writing w.
+
+    Each module's own parameters are swapped for a perturbed scratch copy while that module runs; a large linear or
+    embedding layer is evaluated tile by tile instead (localplug.tiles). A parameter that is
+    read outside its module's own call (nn.MultiheadAttention reads out_proj's weight, tied heads read an embedding's)
+    is found during the first evaluation, and keeps its scratch copy for the whole evaluation from then on.
+    """
+
+    def __init__(self, run: Run, directions: Directions) -> None:
+        self._run, self._directions = run, directions
+        self._index = {parameter: i for i, (_, parameter) in enumerate(run.parameters)}
+        self._owners = [
+            (module, own)
+            for module in run.model.modules()
+            if (own := [self._index[p] for p in module._parameters.values() if p is not None and p in self._index])
+        ]
+        self.read_outside: set[int] = set()
+        """Indices of the parameters whose scratch copy lives for a whole evaluation."""
+        self._explored = False
+
+    @contextlib.contextmanager
+    def __call__(self, direction: int, scale: float) -> Iterator[None]:
+        """While this context is open, every forward pass of the model sees w + scale * z of this direction."""
+        originals: dict[int, tuple[Tensor, int]] = {}  # parameter -> (its own data, how many open modules swapped it)
+        swapping: set[int] = set()  # so that the explorer does not take our own reads for the model's
+
+        def swap(index: int) -> None:
+            parameter = self._run.parameters[index][1]
+            if index in originals:
+                data, depth = originals[index]
+            else:
+                swapping.add(index)
+                data, depth = parameter.data, 0
+                parameter.data = self._directions.add_(data.clone(), index, [(direction, scale)])
+                swapping.remove(index)
+            originals[index] = (data, depth + 1)
+
+        def unswap(index: int) -> None:
+            data, depth = originals.pop(index)
+            if depth > 1:
+                originals[index] = (data, depth - 1)
+            else:
+                self._run.parameters[index][1].data = data
+
+        def read_outside(index: int) -> bool:
+            if index in originals or index in swapping:
+                return False
+            self.read_outside.add(index)
+            swap(index)
+            return True
+
+        handles: list[Any] = []
+        tiled: list[nn.Module] = []
+        explorer = contextlib.nullcontext() if self._explored else _Explorer(self._index, read_outside)
+        try:
+            for index in self.read_outside:
+                swap(index)
+            for module, own in self._owners:
+                if (
+                    is_tiled(module)
+                    and self.read_outside.isdisjoint(own)
+                    and self._index.get(module.weight) is not None
+                ):
+                    forward = tiled_forward(module, self._directions, self._index, direction, scale)
+                    module.forward = _quietly(forward, own, swapping)
+                    tiled.append(module)
+                else:
+                    handles += _hook(module, own, swap, unswap)
+            with explorer:
+                yield
+            self._explored = True
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in tiled:
+                del module.forward
+            for index, (data, _) in originals.items():
+                self._run.parameters[index][1].data = data
+
+
+def _quietly(forward: Callable[[Tensor], Tensor], own: list[int], swapping: set[int]) -> Callable[[Tensor], Tensor]:
+    """A tiled forward whose own reads of its parameters are not taken for reads from outside."""
+
+    def tiled(x: Tensor) -> Tensor:
+        swapping.update(own)
+        try:
+            return forward(x)
+        finally:
+            swapping.difference_update(own)
+
+    return tiled
+
+
+def _hook(module: nn.Module, own: list[int], swap: Callable[[int], None], unswap: Callable[[int], None]) -> list[Any]:
+    entered = [0]
+
+    def before(*_: Any) -> None:
+        for index in own:
+            swap(index)
+        entered[0] += 1
+
+    def after(*_: Any) -> None:
+        if entered[0]:  # a hook that always runs, also when an earlier hook of this module failed
+            entered[0] -= 1
+            for index in own:
+                unswap(index)
+
+    return [module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)]
+
+
+class _Explorer(TorchFunctionMode):
+    """Finds reads of a parameter outside its module's call, swaps the parameter on the spot, and repeats the read."""
+
+    def __init__(self, index: dict[nn.Parameter, int], read_outside: Callable[[int], bool]) -> None:
+        super().__init__()
+        self._index, self._read_outside = index, read_outside
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        if isinstance(result, Tensor | tuple | list) and any(isinstance(x, Tensor) for x in tree_leaves(result)):
+            read = [
+                self._index[x] for x in tree_leaves((args, kwargs)) if isinstance(x, nn.Parameter) and x in self._index
+            ]
+            if any([self._read_outside(i) for i in read]):  # a list, so that every one of them is swapped
+                result = function(*args, **kwargs)
+        return result

@@ -1,0 +1,16 @@
+"""The conformance kit: subclass one class, write one fixture, and run pytest.
+
+    class TestMine(MethodTests):
+        @pytest.fixture
+        def make(self):
+            return lambda: MyMethod(eps=1e-3)
+
+Each check has a name that says what a method, an update rule, a target generator or a local loss must do. A check may
+be expected to fail only with a reason: override it with @pytest.mark.xfail(reason=...).
+"""
+
+from localplug.testing.local import LocalLossTests, TargetGeneratorTests
+from localplug.testing.method import MethodTests
+from localplug.testing.update_rule import UpdateRuleTests
+
+__all__ = ["LocalLossTests", "MethodTests", "TargetGeneratorTests", "UpdateRuleTests"]

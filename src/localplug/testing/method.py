@@ -1,0 +1,158 @@
+"""Checks that every method must pass. They drive it as the engine does, and look only from outside."""
+
+import copy
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from localplug.contract import Method
+from localplug.testing.problem import Problem
+
+STEPS = 150
+
+
+class MethodTests:
+    """Subclass it, and give the fixture `make`: a function that makes your method with options that suit small data."""
+
+    @pytest.fixture
+    def make(self) -> Callable[[], Method]:
+        raise NotImplementedError("the fixture `make` must return a function that makes your method")
+
+    def test_lowers_the_loss(self, make: Callable[[], Method]) -> None:
+        problem = Problem(make())
+        first = problem.clean_loss()
+        for _ in range(STEPS):
+            problem.step()
+        assert problem.clean_loss() < 0.7 * first, "the loss did not fall by a third"
+
+    def test_evaluates_as_often_as_it_says(self, make: Callable[[], Method]) -> None:
+        method = make()
+        problem = Problem(method)
+        problem.step()
+        problem.step()
+        assert problem.engine.run.num_forwards == 2 * method.num_evaluations
+
+    def test_an_evaluation_does_not_write_the_weights(self, make: Callable[[], Method]) -> None:
+        problem = Problem(make())
+        before = problem.weights()
+        problem.engine.evaluate(problem.loss, targets=problem.labels_B)
+        assert torch.allclose(problem.weights(), before, rtol=0, atol=1e-6)
+
+    def test_no_gradient_is_left_after_a_step_of_a_method_that_needs_none(self, make: Callable[[], Method]) -> None:
+        problem = Problem(make())
+        problem.step()
+        assert all(p.grad is None for p in problem.model.parameters())
+
+    def test_the_same_seed_repeats_the_run(self, make: Callable[[], Method]) -> None:
+        one, two = Problem(make(), seed=3, dropout=0.2), Problem(make(), seed=3, dropout=0.2)
+        for problem in (one, two):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(7)
+                for _ in range(3):
+                    problem.step()
+        assert torch.equal(one.weights(), two.weights())
+
+    def test_another_seed_makes_another_run(self, make: Callable[[], Method]) -> None:
+        one, two = Problem(make(), seed=3), Problem(make(), seed=4)
+        one.step()
+        two.step()
+        assert not torch.equal(one.weights(), two.weights())
+
+    def test_steps_differ(self, make: Callable[[], Method]) -> None:
+        """Two steps from the same weights and the same batch draw different directions, unless nothing is drawn."""
+        method = make()
+        if method.num_coefficients == 0:
+            return
+        problem = Problem(method)
+        start = problem.weights()
+        problem.step()
+        first = problem.weights() - start
+        with torch.no_grad():
+            torch.nn.utils.vector_to_parameters(start, problem.model.parameters())
+        problem.step()
+        second = problem.weights() - start
+        cosine = torch.nn.functional.cosine_similarity(first, second, dim=0)
+        assert abs(float(cosine)) < 0.9, "the second step went along the first one's direction"
+
+    def test_a_resumed_run_equals_the_uninterrupted_one(self, make: Callable[[], Method]) -> None:
+        whole = Problem(make(), seed=5)
+        for _ in range(4):
+            whole.step()
+        saved = copy.deepcopy((whole.model.state_dict(), whole.optimizer.state_dict(), whole.engine.state_dict()))
+        for _ in range(3):
+            whole.step()
+        resumed = Problem(make(), seed=5)
+        resumed.model.load_state_dict(saved[0])
+        resumed.optimizer.load_state_dict(saved[1])
+        resumed.engine.load_state_dict(saved[2])
+        for _ in range(3):
+            resumed.step()
+        assert torch.equal(whole.weights(), resumed.weights())
+
+    def test_a_failing_evaluation_leaves_weights_and_gradients_as_they_were(self, make: Callable[[], Method]) -> None:
+        for failing in range(1, make().num_evaluations + 1):
+            problem = Problem(make())
+            before, calls = problem.weights(), [0]
+
+            def fails(problem: Problem = problem, calls: list[int] = calls, failing: int = failing) -> torch.Tensor:
+                calls[0] += 1
+                loss = problem.loss()
+                if calls[0] == failing:
+                    raise RuntimeError("out of memory")
+                return loss
+
+            with pytest.raises(RuntimeError, match="out of memory"):
+                problem.engine.step(fails, problem.optimizer, targets=problem.labels_B)
+            assert torch.allclose(problem.weights(), before, rtol=0, atol=1e-6), f"evaluation {failing} of the step"
+            assert all(p.grad is None for p in problem.model.parameters())
+            assert torch.is_grad_enabled()
+            problem.step()  # and it goes on
+
+    def test_leaves_the_global_random_state_as_one_forward_pass_would(self, make: Callable[[], Method]) -> None:
+        stepped, forward = Problem(make(), dropout=0.5), Problem(make(), dropout=0.5)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(11)
+            stepped.step()
+            after_step = torch.get_rng_state()
+            torch.default_generator.manual_seed(11)
+            forward.clean_loss()
+            assert torch.equal(after_step, torch.get_rng_state())
+
+    def test_frozen_parameters_stay(self, make: Callable[[], Method]) -> None:
+        problem = Problem(make(), frozen=("0.bias",))
+        before = problem.weights()
+        problem.step()
+        moved = (problem.weights() != before).split([p.numel() for p in problem.model.parameters()])
+        names = [name for name, _ in problem.model.named_parameters()]
+        assert [name for name, m in zip(names, moved, strict=True) if not m.any()] == ["0.bias"]
+
+    def test_the_optimizers_learning_rate_scales_the_step(self, make: Callable[[], Method]) -> None:
+        slow, fast = Problem(make(), lr=1e-3), Problem(make(), lr=2e-3)
+        start = slow.weights()
+        slow.step()
+        fast.step()
+        torch.testing.assert_close(fast.weights() - start, 2 * (slow.weights() - start), atol=1e-6, rtol=1e-3)
+
+    def test_memory_of_the_method_does_not_grow(self, make: Callable[[], Method]) -> None:
+        problem = Problem(make())
+        sizes = []
+        for _ in range(12):
+            problem.step()
+            sizes.append(sum(t.numel() for t in _tensors(problem.engine.method.state_dict())))
+        assert sizes[-1] == sizes[2], f"state_dict grew from {sizes[2]} to {sizes[-1]} elements"
+
+    def test_describes_itself_and_documents_its_options(self, make: Callable[[], Method]) -> None:
+        method = make()
+        line = method.describe()
+        assert line and "\n" not in line
+        text = inspect.getdoc(type(method)) or ""
+        options = [name for name in inspect.signature(type(method)).parameters]
+        missing = [name for name in options if f"{name}:" not in text]
+        assert not missing, f"the docstring of {type(method).__name__} says nothing about {missing}"
+
+
+def _tensors(tree: object) -> list[torch.Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(tree)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,59 @@
+"""Large linear and embedding layers at perturbed weights, a few rows of the matrix at a time.
+
+    y[:, rows] = x (W[rows] + s z[rows])^T + b        linear: one tile of rows is perturbed, used and dropped
+    y = (W + s z)[ids]                                embedding: only the rows that are looked up are perturbed
+
+so that an evaluation needs no perturbed copy of a vocabulary-sized matrix.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localplug.directions import Directions
+
+TILE = 1 << 21  # elements of a matrix perturbed at once: 8 MB in float32
+
+
+def is_tiled(module: nn.Module) -> bool:
+    """Whether a layer is large and plain enough: exactly nn.Linear or nn.Embedding, with nothing put over its forward."""
+    if type(module) not in (nn.Linear, nn.Embedding) or "forward" in module.__dict__:
+        return False
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return False  # it renormalises its weight in place
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.numel() > TILE and weight.is_contiguous()
+
+
+def tiled_forward(
+    module: nn.Module, directions: Directions, index: dict[nn.Parameter, int], direction: int, scale: float
+) -> Callable[[Tensor], Tensor]:
+    """The layer's forward at w + scale * z."""
+    terms = [(direction, scale)]
+    weight: Any = module.weight
+    place = index[weight]
+    num_rows, width = weight.shape
+
+    def linear(x: Tensor) -> Tensor:
+        bias: Any = module.bias
+        shift = None if bias is None else bias.data
+        if shift is not None and bias in index:
+            shift = directions.add_(shift.clone(), index[bias], terms)
+        parts = []
+        rows = max(TILE // width, 1)
+        for first in range(0, num_rows, rows):
+            tile = directions.add_(weight.data[first : first + rows].clone(), place, terms, offset=first * width)
+            parts.append(nn.functional.linear(x, tile, None if shift is None else shift[first : first + rows]))
+        return torch.cat(parts, dim=-1)
+
+    def embedding(ids: Tensor) -> Tensor:
+        used, where = ids.unique(return_inverse=True)
+        rows = weight.data[used]
+        for i, row in enumerate(used.tolist()):
+            directions.add_(rows[i], place, terms, offset=row * width)
+        return rows[where]
+
+    return linear if isinstance(module, nn.Linear) else embedding

@@ -1,0 +1,89 @@
+"""Evaluating at perturbed weights: the right weights, whoever reads them, and none of them written."""
+
+import localplug
+import pytest
+import torch
+from localplug import Directions, Perturbation, Run, tiles
+from localplug.checks import trainable
+from torch import nn
+
+
+class Shared(nn.Module):
+    """A head that reads the embedding's weight without calling the embedding, as tied models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.hidden = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+    def forward(self, ids):
+        return torch.tanh(self.hidden(self.embedding(ids))) @ self.embedding.weight.T
+
+
+class Big(nn.Module):
+    """Layers that are evaluated in tiles once the tile is small."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(101, 6), nn.Linear(6, 101)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids):
+        return self.head(self.embedding(ids))
+
+
+MODELS = {
+    "linear": (lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), lambda: torch.randn(4, 5)),
+    "attention": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), lambda: torch.randn(2, 3, 8)),
+    "tied by reading": (Shared, lambda: torch.randint(0, 11, (2, 3))),
+    "tied by sharing": (Big, lambda: torch.randint(0, 101, (2, 3))),
+    "convolution": (
+        lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU()),
+        lambda: torch.randn(2, 1, 6, 6),
+    ),
+    "recurrent": (lambda: nn.LSTM(4, 5, num_layers=2, batch_first=True), lambda: torch.randn(2, 3, 4)),
+    "channels last": (
+        lambda: nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last),
+        lambda: torch.randn(2, 2, 5, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("tile", [1 << 21, 64], ids=["whole", "tiled"])
+@pytest.mark.parametrize("name", MODELS)
+def test_sees_the_perturbed_weights_and_writes_none(name, tile, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", tile)
+    torch.manual_seed(0)
+    make, inputs = MODELS[name]
+    model, x = make().eval(), inputs()
+    run = Run(model, trainable(model), seed=3)
+    directions = Directions(run)
+    perturbed = Perturbation(run, directions)
+    first = lambda out: out[0] if isinstance(out, tuple) else out  # noqa: E731
+    before = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        got = []
+        for scale in (0.1, -0.1):
+            with perturbed(0, scale):
+                got.append(first(model(x)))
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+        for scale, seen in zip((0.1, -0.1), got, strict=True):
+            for i, (_, p) in enumerate(run.parameters):
+                p.copy_(before[i] + scale * directions.values(i, 0))
+            torch.testing.assert_close(seen, first(model(x)), atol=1e-6, rtol=1e-5)
+            for p, b in zip(model.parameters(), before, strict=True):
+                p.copy_(b)
+    assert not any(m._forward_pre_hooks or m._forward_hooks or "forward" in m.__dict__ for m in model.modules())
+    if name == "tied by reading":
+        assert perturbed.read_outside == {0}
+
+
+def test_two_hundred_pairs_of_evaluations_leave_no_rounding_trace_in_bfloat16():
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).to(torch.bfloat16)
+    before = [p.detach().clone() for p in model.parameters()]
+    method = localplug.method("mezo", eps=1e-2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    engine = localplug.Engine(model, method, optimizer)
+    x = torch.randn(4, 5, dtype=torch.bfloat16)
+    for _ in range(200):
+        engine.evaluate(lambda: model(x).float().square().mean())
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
