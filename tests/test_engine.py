@@ -1,0 +1,174 @@
+"""The engine by itself: alarms, buffers, dropout, autocast, tied replays, and what it refuses."""
+
+import logging
+
+import localplug
+import pytest
+import torch
+from localplug import Engine
+from localplug.contract import parameter_names
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+
+def classifier(dropout=0.0):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 2))
+
+
+X, Y = torch.randn(16, 6, generator=torch.Generator().manual_seed(3)), torch.arange(16) % 2
+
+
+def test_names_of_parameters_do_not_depend_on_wrappers():
+    bare = parameter_names(["embed.weight", "layers.0.weight", "head.bias"])
+    for prefix in ("module.", "model.model.", "module._orig_mod."):
+        assert parameter_names([prefix + n for n in ("embed.weight", "layers.0.weight", "head.bias")]) == bare
+    assert parameter_names(["weight"]) == ["weight"]
+    assert parameter_names(["net.weight", "net.bias"]) == ["weight", "bias"]
+
+
+def test_all_evaluations_of_a_step_draw_the_same_dropout_and_the_stream_goes_on():
+    model = classifier(dropout=0.5)
+    masks = []
+    model[3].register_forward_hook(lambda m, args, out: masks.append(out == 0))
+    engine = Engine(model, localplug.method("mezo", num_directions=2, eps=1e-6))
+    engine.evaluate(lambda: F.cross_entropy(model(X), Y))
+    engine.evaluate(lambda: F.cross_entropy(model(X), Y))
+    assert all(torch.equal(masks[0], m) for m in masks[1:4])
+    assert not torch.equal(masks[0], masks[4])
+
+
+def test_buffers_advance_once_a_batch():
+    model, plain = classifier(), classifier()
+    engine = Engine(model, localplug.method("mezo", num_directions=3, eps=1e-9))
+    engine.evaluate(lambda: F.cross_entropy(model(X), Y))
+    F.cross_entropy(plain(X), Y)
+    assert int(model[1].num_batches_tracked) == 1
+    torch.testing.assert_close(model[1].running_mean, plain[1].running_mean)
+
+
+def test_an_enclosing_autocast_does_not_keep_casts_of_perturbed_weights():
+    torch.manual_seed(0)
+    model, estimates = nn.Linear(64, 2), []
+    for outer in (True, False):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        engine = Engine(model, localplug.method("mezo", eps=0.1), optimizer)
+        x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+
+        def closure(x=x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return model(x).float().square().mean()
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+            engine.evaluate(closure)
+        engine.apply(optimizer)
+        estimates.append(engine.gradient_norm)
+    assert estimates[0] == estimates[1] > 0
+
+
+def test_zero_grad_between_micro_batches_forgets_what_was_gathered():
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    engine = Engine(model, localplug.method("mezo"), optimizer)
+    loss = lambda: F.cross_entropy(model(X), Y)  # noqa: E731
+    engine.evaluate(loss)
+    once = engine._coefficients.clone()
+    optimizer.zero_grad()
+    engine.evaluate(loss)
+    torch.testing.assert_close(engine._coefficients, once, rtol=1e-2, atol=1e-3)
+
+
+def test_a_step_whose_estimate_is_not_finite_is_left_out_and_counted(caplog):
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = Engine(model, localplug.method("mezo"), optimizer)
+    before = [p.detach().clone() for p in model.parameters()]
+    with caplog.at_level(logging.WARNING, logger="localplug"):
+        engine.evaluate(lambda: F.cross_entropy(model(X), Y) * float("nan"))
+        assert engine.apply(optimizer) is False
+    assert engine.run.num_dropped == 1 and engine.run.step == 1
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert "its update is left out" in caplog.text
+
+
+def test_estimates_that_are_always_zero_raise_an_alarm(caplog):
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = Engine(model, localplug.method("mezo"), optimizer)
+    with caplog.at_level(logging.WARNING, logger="localplug"):
+        for _ in range(12):
+            engine.step(lambda: (model(X).argmax(-1) == Y).float().mean() * 0 + 1.0, optimizer)
+    assert caplog.text.count("exactly zero") == 1 and engine.alarms.num_zero == 12
+
+
+def test_a_loss_in_half_precision_raises_an_alarm(caplog):
+    model = classifier().to(torch.bfloat16)
+    engine = Engine(model, localplug.method("mezo"))
+    with caplog.at_level(logging.WARNING, logger="localplug"):
+        engine.evaluate(lambda: F.cross_entropy(model(X.bfloat16()), Y))
+    assert "loss as torch.bfloat16" in caplog.text
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    model, other = classifier(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(list(model[0].parameters()), lr=0.1)
+    with pytest.raises(localplug.Unsupported, match="the optimizer does not hold"):
+        Engine(model, localplug.method("mezo"), optimizer)
+    with pytest.raises(localplug.Unsupported, match="holds none of the model's trainable parameters"):
+        Engine(other, localplug.method("mezo"), optimizer)
+    with pytest.raises(localplug.Unsupported) as refused:
+        Engine(
+            model, localplug.method("mezo", strict="mezo"), torch.optim.LBFGS(model.parameters()), clipping=1.0,
+            refusals=["the trainer says no"],
+        )  # fmt: skip
+    assert str(refused.value).count("\n  - ") == 3
+    for p in model.parameters():
+        p.requires_grad_(False)
+    assert localplug.check(model, localplug.method("mezo")) == [
+        "the model has no trainable parameter; set requires_grad=True on what should be trained"
+    ]
+
+
+def test_attach_gives_model_and_optimizer_back_as_they_were():
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with localplug.attach(model, "mezo", optimizer):
+        F.cross_entropy(model(X), Y).backward()
+        with pytest.raises(ValueError, match="evaluates round localplug"):
+            optimizer.step(lambda: 0.0)
+        optimizer.step()
+    F.cross_entropy(model(X), Y).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert not model._forward_hooks and not optimizer._optimizer_step_pre_hooks
+
+
+def test_attach_in_accelerates_and_in_a_plain_loop_agree():
+    from accelerate import Accelerator
+
+    found = []
+    for accelerated in (False, True):
+        model = classifier()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        accelerator = Accelerator(cpu=True) if accelerated else None
+        trained = model
+        if accelerator is not None:
+            trained, optimizer = accelerator.prepare(model, optimizer)
+        with localplug.attach(model, "mezo", optimizer):
+            for _ in range(4):
+                loss = F.cross_entropy(trained(X), Y)
+                accelerator.backward(loss) if accelerator is not None else loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_an_update_rule_of_a_plugin_steps_on_the_estimate():
+    model = classifier()
+    rule = localplug.update_rule("zo-sgd-sign")
+    optimizer = rule(model.parameters(), lr=1e-3)
+    before = [p.detach().clone() for p in model.parameters()]
+    engine = Engine(model, localplug.method("mezo", update="trainer"), optimizer)
+    engine.step(lambda: F.cross_entropy(model(X), Y), optimizer)
+    for p, b in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close((p - b).abs().detach(), torch.full_like(b, 1e-3), atol=1e-6, rtol=1e-3)
