@@ -2,13 +2,14 @@
 
 import logging
 
-import localplug
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
+import localplug
 from localplug import Engine
 from localplug.contract import parameter_names
-from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 
 def classifier(dropout=0.0):

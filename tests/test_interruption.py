@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import torch
+
 from localplug_transformers import LocalPlugCallback
 from problems import fit, tiny_llama, weights
 

@@ -5,16 +5,17 @@ import pathlib
 import warnings
 
 import lightning.pytorch as L
-import localplug
-import localplug_lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from localplug_lightning import LocalPlugStrategy
-from problems import SavedElements, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+import localplug
+import localplug_lightning
+from localplug_lightning import LocalPlugStrategy
+from problems import SavedElements, weights
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = [

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from localplug import noise
 
 CPU = torch.device("cpu")

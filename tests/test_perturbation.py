@@ -1,11 +1,12 @@
 """Evaluating at perturbed weights: the right weights, whoever reads them, and none of them written."""
 
-import localplug
 import pytest
 import torch
+from torch import nn
+
+import localplug
 from localplug import Directions, Perturbation, Run, tiles
 from localplug.checks import trainable
-from torch import nn
 
 
 class Shared(nn.Module):

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from localplug_transformers import LocalPlugCallback
-from problems import SavedElements, Tokens, arguments, fit, logged, tiny_llama, weights
 from transformers import Trainer, TrainerCallback
 
 import localplug
+from localplug_transformers import LocalPlugCallback
+from problems import SavedElements, Tokens, arguments, fit, logged, tiny_llama, weights
 
 
 @pytest.mark.parametrize("num_directions", [1, 3])

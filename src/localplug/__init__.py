@@ -79,7 +79,42 @@ _HOME = {
     "write_gradients": "zeroth_order",
 }
 
-__all__ = ["hookimpl", *_HOME]  # noqa: PLE0604 (names of the table above)
+__all__ = [
+    "hookimpl",
+    "Directions",
+    "DuplicateName",
+    "Engine",
+    "EngineError",
+    "Estimate",
+    "Estimating",
+    "Groups",
+    "LocalLoss",
+    "LocalMethod",
+    "LocalPlugError",
+    "Method",
+    "Perturbation",
+    "PluginFailed",
+    "Projection",
+    "Run",
+    "Signal",
+    "TargetGenerator",
+    "Unit",
+    "UnknownName",
+    "Unsupported",
+    "attach",
+    "check",
+    "get",
+    "installed",
+    "local_loss",
+    "method",
+    "noise",
+    "partition",
+    "register",
+    "sgd_update",
+    "target_generator",
+    "update_rule",
+    "write_gradients",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -43,9 +43,9 @@ def check(
             )
     if isinstance(model, nn.DataParallel):
         found.append("nn.DataParallel replicates the model round the engine; use one device")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        if (workers := torch.distributed.get_world_size()) > 1:
-            found.append(f"{workers} processes train together, which this release does not support; start one process")
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if together and (workers := torch.distributed.get_world_size()) > 1:
+        found.append(f"{workers} processes train together, which this release does not support; start one process")
     if optimizer is not None:
         found += _optimizer_problems(run, optimizer)
     return found + method.problems(run)

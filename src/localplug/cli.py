@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from localplug import hookspecs, plugins
@@ -39,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plugins(*, as_json: bool) -> int:
-    found = plugins.installed()
+    try:
+        found = plugins.installed()
+    except LocalPlugError as error:  # LOCALPLUG_STRICT=1
+        print(f"localplug: {error}", file=sys.stderr)
+        return 1
     if as_json:
         rows = [
             {
@@ -74,8 +79,5 @@ def _plugins(*, as_json: bool) -> int:
 def _hooks() -> int:
     for kind in plugins.KINDS:
         hook = getattr(hookspecs, f"localplug_{kind}")
-        print(
-            f"{hook.__name__}{inspect.signature(hook)}\n{inspect.getdoc(hook)}\n".replace("\n", "\n    ").rstrip()
-            + "\n"
-        )
+        print(f"{hook.__name__}{inspect.signature(hook)}\n{textwrap.indent(inspect.getdoc(hook) or '', '    ')}\n")
     return 0

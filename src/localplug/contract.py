@@ -53,6 +53,7 @@ class Estimate(abc.ABC):
 
 
 Estimating = Generator[None, Sequence[Tensor], Estimate]
+"""What `Method.estimate` returns: yields once for each evaluation, is sent its output leaves, and returns the Estimate."""
 
 
 class Method(abc.ABC):
@@ -116,6 +117,7 @@ class Method(abc.ABC):
 
 
 Groups = dict[nn.Parameter, dict[str, Any]]
+"""{parameter: its group of the optimizer}, with the learning rate under "lr" and, if it has one, "weight_decay"."""
 
 
 @final

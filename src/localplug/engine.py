@@ -331,7 +331,7 @@ class Engine:
         if coefficients is None or self._carrier is None:
             return
         carrier = self._carrier
-        if self._written is not None and carrier.grad is None:
+        if self._written is not None and (carrier.grad is None or not carrier.grad.any()):
             self._coefficients = None  # zero_grad() came between: what was gathered before is not wanted any more
         gathered = coefficients if self._coefficients is None else self._coefficients + coefficients
         self._coefficients = gathered

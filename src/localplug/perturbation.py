@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -37,7 +36,9 @@ class Perturbation:
             for module in run.model.modules()
             if (own := [self._index[p] for p in module._parameters.values() if p is not None and p in self._index])
         ]
-        self.read_outside: set[int] = set()
+        # the host also calls the model's forward by itself, and then no hook of the model runs
+        own = run.model._parameters.values()
+        self.read_outside: set[int] = {self._index[p] for p in own if p is not None and p in self._index}
         """Indices of the parameters whose scratch copy lives for a whole evaluation."""
         self._explored = False
 
@@ -79,13 +80,9 @@ class Perturbation:
             for index in self.read_outside:
                 swap(index)
             for module, own in self._owners:
-                if (
-                    is_tiled(module)
-                    and self.read_outside.isdisjoint(own)
-                    and self._index.get(module.weight) is not None
-                ):
+                if is_tiled(module) and self.read_outside.isdisjoint(own) and module.weight in self._index:
                     forward = tiled_forward(module, self._directions, self._index, direction, scale)
-                    module.forward = _quietly(forward, own, swapping)
+                    module.forward = _quietly(module, forward, own, swapping, originals)
                     tiled.append(module)
                 else:
                     handles += _hook(module, own, swap, unswap)
@@ -101,10 +98,18 @@ class Perturbation:
                 self._run.parameters[index][1].data = data
 
 
-def _quietly(forward: Callable[[Tensor], Tensor], own: list[int], swapping: set[int]) -> Callable[[Tensor], Tensor]:
+def _quietly(
+    module: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    own: list[int],
+    swapping: set[int],
+    originals: dict[int, tuple[Tensor, int]],
+) -> Callable[[Tensor], Tensor]:
     """A tiled forward whose own reads of its parameters are not taken for reads from outside."""
 
     def tiled(x: Tensor) -> Tensor:
+        if not originals.keys().isdisjoint(own):  # swapped since, as a whole: perturbed already
+            return type(module).forward(module, x)
         swapping.update(own)
         try:
             return forward(x)
@@ -145,6 +150,7 @@ class _Explorer(TorchFunctionMode):
             read = [
                 self._index[x] for x in tree_leaves((args, kwargs)) if isinstance(x, nn.Parameter) and x in self._index
             ]
-            if any([self._read_outside(i) for i in read]):  # a list, so that every one of them is swapped
+            swapped = [self._read_outside(i) for i in read]
+            if any(swapped):
                 result = function(*args, **kwargs)
         return result

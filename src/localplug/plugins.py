@@ -16,7 +16,7 @@ from typing import Any
 import pluggy
 
 from localplug import hookspecs
-from localplug.errors import DuplicateName, PluginFailed, UnknownName
+from localplug.errors import DuplicateName, LocalPlugError, PluginFailed, UnknownName
 
 GROUP = "localplug"
 KINDS = ("methods", "target_generators", "local_losses", "update_rules", "commands")
@@ -43,12 +43,12 @@ class Plugin:
     version: str
     status: str = "ok"  # "ok", "blocked" or "failed"
     reason: str = ""
-    error: Exception | None = None
+    error: BaseException | None = None
     gives: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        return f"{self.name!r} ({self.distribution} {self.version})"
+        return f"{self.name!r} ({' '.join(word for word in (self.distribution, self.version) if word)})"
 
 
 class _Host:
@@ -62,7 +62,8 @@ class _Host:
             self._load(entry)
 
     def _load(self, entry: EntryPoint) -> None:
-        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("(no distribution)", "")
+        distribution = str(entry.dist.name) if entry.dist else "no distribution"
+        version = str(entry.dist.version) if entry.dist else ""
         plugin = Plugin(entry.name, distribution, version)
         twin = next((p for p in self.plugins if p.name == entry.name and p.status != "blocked"), None)
         self.plugins.append(plugin)
@@ -78,11 +79,13 @@ class _Host:
                     "uninstall one of the two distributions"
                 )
             self.add(entry.load(), plugin)
-        except Exception as error:  # whatever a plugin raises must not take the host down
+        except (Exception, SystemExit) as error:  # whatever a plugin raises must not take the host down
             self._fail(plugin, error)
 
     def add(self, module: ModuleType | object, plugin: Plugin) -> None:
         """Register one plugin object and ask it every question; raises what is wrong with it, and then leaves no trace."""
+        if self.manager.has_plugin(plugin.name) or self.manager.is_registered(module):
+            raise DuplicateName(f"{plugin.name!r} is already registered; `localplug plugins` lists what is")
         self.manager.register(module, name=plugin.name)
         try:
             self.manager.check_pending()  # a misspelt hook would otherwise be accepted in silence
@@ -96,12 +99,12 @@ class _Host:
                     "it answers none of localplug's hooks; mark a function such as localplug_methods with "
                     "@localplug.hookimpl (`localplug hooks` prints them all)"
                 )
-        except Exception:
+        except BaseException:
             self.manager.unregister(name=plugin.name)
             raise
         plugin.gives = gives
 
-    def _fail(self, plugin: Plugin, error: Exception) -> None:
+    def _fail(self, plugin: Plugin, error: BaseException) -> None:
         plugin.status, plugin.error = "failed", error
         plugin.reason = f"{type(error).__name__}: {error}"
         if os.environ.get("LOCALPLUG_STRICT", "") not in ("", "0"):
@@ -124,7 +127,7 @@ def _validated(answer: Any, kind: str) -> dict[str, Any]:
             raise PluginFailed(
                 f'localplug_{kind}: {name!r} must be a class, a callable or "module:attribute", got {value!r}'
             )
-    return answer
+    return dict(answer)  # names are resolved in place, and the plugin's own dictionary is not ours
 
 
 _host: _Host | None = None
@@ -152,11 +155,16 @@ def register(module: ModuleType | object, name: str | None = None) -> None:
     """Add a plugin that is not installed, such as a module of your own script.
 
     Raises:
-        PluginFailed: it answers no hook, or answers one wrongly.
+        PluginFailed: it answers no hook, or answers one wrongly; the cause is chained.
+        DuplicateName: the name, or the object, is registered already.
     """
-    name = name or getattr(module, "__name__", type(module).__name__)
-    plugin = Plugin(name, "(registered by hand)", "")
-    _loaded().add(module, plugin)
+    plugin = Plugin(name or str(getattr(module, "__name__", type(module).__name__)), "registered by hand", "")
+    try:
+        _loaded().add(module, plugin)
+    except LocalPlugError:
+        raise
+    except Exception as error:
+        raise PluginFailed(f"plugin {plugin.label} cannot be registered: {type(error).__name__}: {error}") from error
     _loaded().plugins.append(plugin)
 
 
@@ -200,6 +208,9 @@ def get(name: str, kind: str = "methods") -> Any:
     parts.append(f"installed: {', '.join(sorted(found)) or 'none'}")
     if broken:
         parts.append(f"failed plugins: {', '.join(p.label for p in broken)}")
+    blocked = [p for p in _loaded().plugins if p.status == "blocked"]
+    if blocked:
+        parts.append(f"blocked plugins: {', '.join(f'{p.label} {p.reason}' for p in blocked)}")
     parts.append("`localplug plugins` lists everything")
     raise UnknownName("; ".join(parts))
 
@@ -214,5 +225,10 @@ def _resolve(plugin: Plugin, kind: str, name: str) -> Any:
             raise PluginFailed(
                 f"plugin {plugin.label} gives {name!r} as {plugin.gives[kind][name]!r}, which cannot be imported: {error}"
             ) from error
+        if not callable(value):
+            raise PluginFailed(
+                f"plugin {plugin.label} gives {name!r} as {plugin.gives[kind][name]!r}, which is {value!r}: "
+                "neither a class nor a callable"
+            )
         plugin.gives[kind][name] = value
     return value

@@ -26,19 +26,21 @@ class Replay:
     """A context around one estimate; call `rewind` before each evaluation in it.
 
     The global random state ends where one evaluation leaves it. Buffers keep what the first evaluation wrote: the
-    later ones start from it and their writes are undone.
+    later ones start from it and their writes are undone. Which buffers are written (running statistics, mostly) is
+    learned during the first estimate, by value: batch norm writes them without a trace in their version counters.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._start: _State | None = None
-        self._versions: list[tuple[Tensor, int]] = []
+        self._written: list[Tensor] | None = None  # None until the first estimate shows it
+        self._before: list[tuple[Tensor, Tensor]] = []
         self._advanced: list[tuple[Tensor, Tensor]] | None = None
 
     def __enter__(self) -> "Replay":
-        self._start = None
-        self._versions = [(b, b._version) for b in self._model.buffers() if not b.is_inference()]
-        self._advanced = None
+        self._start = self._advanced = None
+        if self._written is None:
+            self._before = [(b, b.clone()) for b in self._model.buffers()]
         return self
 
     def rewind(self) -> None:
@@ -47,8 +49,11 @@ class Replay:
             self._start = _random_state()
             return
         _restore_random_state(self._start)
+        if self._written is None:
+            self._written = [b for b, value in self._before if not torch.equal(b, value)]
+            self._before = []
         if self._advanced is None:
-            self._advanced = [(b, b.clone()) for b, version in self._versions if b._version != version]
+            self._advanced = [(b, b.clone()) for b in self._written]
         else:
             self._put_back()
 
@@ -58,7 +63,7 @@ class Replay:
 
     def __exit__(self, *_: Any) -> None:
         self._put_back()
-        self._versions, self._advanced = [], None
+        self._before, self._advanced = [], None
         torch.clear_autocast_cache()
 
     def frozen(self) -> contextlib.AbstractContextManager[None]:

@@ -1,13 +1,14 @@
 """tpSGD against its equations, unit by unit; locality; memory; schedules; what it refuses."""
 
-import localplug
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
+import localplug
 from localplug import Engine
 from localplug_tpsgd import losses, recurrent
 from localplug_tpsgd.tpsgd import TPSGD
-from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 
 class Functional(nn.Module):

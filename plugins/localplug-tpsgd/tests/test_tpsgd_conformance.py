@@ -1,4 +1,5 @@
 import pytest
+
 from localplug.testing import LocalLossTests, MethodTests, TargetGeneratorTests
 from localplug_tpsgd import losses
 from localplug_tpsgd.projection import TargetProjection

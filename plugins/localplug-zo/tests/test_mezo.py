@@ -2,13 +2,14 @@
 
 import math
 
-import localplug
 import numpy
 import pytest
 import torch
+from torch import nn
+
+import localplug
 from localplug import Engine
 from localplug_zo.mezo import MeZO
-from torch import nn
 
 
 def network(seed=0):

@@ -1,4 +1,5 @@
 import pytest
+
 from localplug.testing import MethodTests, UpdateRuleTests
 from localplug_zo.mezo import MeZO
 from localplug_zo.sign import SignSGD

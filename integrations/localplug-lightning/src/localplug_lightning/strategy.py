@@ -172,7 +172,7 @@ def make(package: str) -> Any:
     strategies = importlib.import_module(f"{package}.strategies")
     exceptions = importlib.import_module(f"{package}.utilities.exceptions")
 
-    class LocalPlugStrategy(_LocalPlugMixin, strategies.SingleDeviceStrategy):  # type: ignore[misc,name-defined]
+    class LocalPlugStrategy(_LocalPlugMixin, strategies.SingleDeviceStrategy):  # type: ignore[name-defined]
         """Train a LightningModule by a localplug method, on one device.
 
         Args:

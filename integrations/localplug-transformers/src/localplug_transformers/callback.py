@@ -23,7 +23,7 @@ logger = logging.getLogger("localplug")
 
 
 @final
-class LocalPlugCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+class LocalPlugCallback(TrainerCallback, ExportableState):
     """Train by a method without a backward pass through the model, inside an unmodified Trainer.
 
     Args:
@@ -79,8 +79,9 @@ class LocalPlugCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             refusals=_refusals(args, self.method),
         )
         name = type(self).__name__
-        self._resume(state.stateful_callbacks.get(name), state.global_step)
-        state.stateful_callbacks.setdefault(name, self.state())  # a checkpoint from before this callback has no entry
+        saved: dict[str, Any] = state.stateful_callbacks  # type: ignore[assignment]  # a list only before training
+        self._resume(saved.get(name), state.global_step)
+        saved.setdefault(name, self.state())  # a checkpoint from before this callback has no entry
         self.engine.attach(targets=self._targets)
         logger.info(self._start_line(args))
 

@@ -46,7 +46,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 LEARNING_RATE = 6e-5
 EPS = 1e-3
-STEPS, QUICK_STEPS = 120, 12
+STEPS, QUICK_STEPS = 100, 12
 QUICK_HELD_OUT = 48
 
 

@@ -50,7 +50,7 @@ def smollm2() -> pathlib.Path:
             delattr(model, mark)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.is_quantized = False
+    model.is_quantized = False  # type: ignore[assignment]
     folder.parent.mkdir(parents=True, exist_ok=True)
     half_done = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
     model.save_pretrained(half_done)

@@ -34,7 +34,7 @@ def measured(how: str, model: str, batch: int, tokens: int, kind: str = "causal"
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"measuring {how} failed: {done.stderr[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run_once(how: str, model_path: str, batch: int, tokens: int, kind: str) -> dict[str, int]:

@@ -44,7 +44,8 @@ def read(path: pathlib.Path) -> tuple[list[Review], list[Review]]:
         rows = list(csv.DictReader(path.read_text().splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
     else:
         raise ValueError(f"--data must be a .jsonl or .tsv file, got {path.name}")
-    train, held_out = [], []
+    train: list[Review] = []
+    held_out: list[Review] = []
     for number, row in enumerate(rows, 1):
         text = row.get("text", row.get("sentence"))
         label = LABELS.get(str(row.get("label")).lower())

@@ -112,7 +112,9 @@ class MeZO(Method):
     def estimate(self, run: Run) -> Estimating:
         if self._strict:
             return (yield from self._strict.estimate(run))
-        eps, values, slopes = self.eps, [], []
+        eps = self.eps
+        values: list[Tensor] = []
+        slopes: list[list[Tensor]] = []
         for j in range(self.num_directions):
             with self._perturbed(j, +eps):
                 plus = _read((yield))

@@ -1,0 +1,32 @@
+"""Where a benchmark's numbers go: one JSON file with what made them."""
+
+import json
+import pathlib
+import platform
+import sys
+import time
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def save(name: str, result: Any) -> None:
+    """Write results/NAME.json with versions, command and date, and print it."""
+    import torch
+    import transformers
+
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    whole = {
+        "command": " ".join(["python", "tests/benchmarks/" + pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "versions": versions,
+        "result": result,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    print(json.dumps(whole))

@@ -1,0 +1,156 @@
+"""The command line: its output, its hints and its exit status."""
+
+import inspect
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+import localplug
+from localplug import hookspecs, plugins
+from localplug.cli import main
+
+
+class Shouts:
+    @localplug.hookimpl
+    def localplug_commands(self):
+        return {"shout": lambda words: print(*words) or 3}
+
+
+class Twin:
+    @localplug.hookimpl
+    def localplug_methods(self):
+        return {"mezo": dict}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_plugins(monkeypatch):
+    for variable in ("PLUGINS", "BLOCK", "STRICT"):
+        monkeypatch.delenv(f"LOCALPLUG_{variable}", raising=False)
+    plugins.reload()
+    yield
+    plugins.reload()
+
+
+@pytest.fixture
+def broken(monkeypatch, caplog):
+    """An installed plugin whose module cannot be imported."""
+    ours = plugins.entry_points(group="localplug")
+    broken = plugins.EntryPoint("broken", "a_package_that_nobody_has", "localplug")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [*ours, broken])
+    caplog.set_level(logging.WARNING, "localplug")
+
+
+def test_plugins_lists_each_with_its_distribution_and_what_it_gives(capsys):
+    assert main(["plugins"]) == 0
+    lines = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["tpsgd", "localplug-tpsgd", localplug.__version__,
+         "methods: tpsgd; target generators: projection; local losses: l1, l2"],
+        ["transformers", "localplug-transformers", localplug.__version__, "commands: demo"],
+        ["zo", "localplug-zo", localplug.__version__, "methods: mezo; update rules: zo-sgd-sign"],
+    ]  # fmt: skip
+
+
+def test_plugins_as_json_has_one_schema_for_every_plugin(capsys, monkeypatch, broken):
+    monkeypatch.setenv("LOCALPLUG_BLOCK", "tpsgd")
+    assert main(["plugins", "--json"]) == 1
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == ["broken", "tpsgd", "transformers", "zo"]
+    for row in rows.values():
+        assert list(row) == ["name", "distribution", "version", "status", "reason", "gives"]
+        assert all(isinstance(row[key], str) for key in ("distribution", "version", "reason"))
+        assert (row["status"] == "ok") == bool(row["gives"]) == (not row["reason"])
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "broken": "failed", "tpsgd": "blocked", "transformers": "ok", "zo": "ok",
+    }  # fmt: skip
+    assert rows["zo"]["gives"] == {"methods": ["mezo"], "update_rules": ["zo-sgd-sign"]}
+
+
+def test_plugins_shows_a_broken_one_and_exits_with_1(capsys, broken):
+    assert main(["plugins"]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED  ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in out
+    assert "methods: mezo" in out
+
+
+def test_plugins_shows_a_blocked_one_and_exits_with_0(capsys, monkeypatch):
+    monkeypatch.setenv("LOCALPLUG_BLOCK", "zo")
+    assert main(["plugins"]) == 0
+    assert "BLOCKED  by LOCALPLUG_BLOCK" in capsys.readouterr().out
+
+
+def test_plugins_under_strict_says_in_one_line_what_is_broken(capsys, monkeypatch, broken):
+    monkeypatch.setenv("LOCALPLUG_STRICT", "1")
+    assert main(["plugins"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("localplug: plugin 'broken'") and shown.err.count("\n") == 1
+
+
+def test_plugins_shows_a_name_that_two_give(capsys):
+    localplug.register(Twin())
+    assert main(["plugins"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("methods 'mezo' is given by 'zo' (localplug-zo 0.1.0) and by 'Twin'")
+
+
+def test_plugins_without_any_says_what_could_be_installed(capsys, monkeypatch):
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
+    assert main(["plugins"]) == 0
+    assert "localplug-zo brings mezo" in capsys.readouterr().out
+    assert main(["plugins", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_hooks_prints_every_hook_with_its_docstring(capsys):
+    assert main(["hooks"]) == 0
+    out = capsys.readouterr().out
+    for kind in plugins.KINDS:
+        hook = getattr(hookspecs, f"localplug_{kind}")
+        assert f"{hook.__name__}()\n" in out
+        for line in inspect.getdoc(hook).splitlines():
+            assert line.strip() in out
+    assert all(line == line.rstrip() for line in out.splitlines())
+
+
+def test_a_command_of_a_plugin_gets_the_words_after_it_and_gives_the_exit_status(capsys):
+    localplug.register(Shouts())
+    assert main(["shout", "--loud", "plugins"]) == 3
+    assert capsys.readouterr().out == "--loud plugins\n"
+
+
+@pytest.mark.parametrize(
+    "word, hint",
+    [
+        ("demmo", "no command named 'demmo'; did you mean 'demo'?"),
+        ("plugin", "built in: plugins, hooks"),
+        ("xyz", "installed: demo; `localplug plugins` lists everything; built in: plugins, hooks"),
+    ],
+)
+def test_an_unknown_command_exits_with_2_and_a_hint(capsys, word, hint):
+    assert main([word]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert shown.err.startswith("localplug: ") and hint in shown.err
+
+
+def test_no_command_prints_the_help_and_exits_with_2(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().out.startswith("usage: localplug")
+
+
+@pytest.mark.parametrize("words", [["--unknown"], ["plugins", "--unknown"], ["hooks", "word"]])
+def test_wrong_arguments_exit_with_2(words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 2 and "unrecognized" in capsys.readouterr().err
+
+
+def test_the_installed_command_is_this_one(monkeypatch):
+    found = plugins.entry_points(group="console_scripts", name="localplug")
+    assert [entry.load() for entry in found] == [main]
+    script = "import sys; sys.argv = ['localplug', 'nothing']; from localplug.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("localplug: no command named 'nothing'")
