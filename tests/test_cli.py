@@ -16,7 +16,7 @@ from localplug.cli import main
 class Shouts:
     @localplug.hookimpl
     def localplug_commands(self):
-        return {"shout": lambda words: print(*words) or 3}
+        return {"shout": lambda words: sys.stdout.write(" ".join(words)) and 3}
 
 
 class Twin:
@@ -93,7 +93,7 @@ def test_plugins_shows_a_name_that_two_give(capsys):
     localplug.register(Twin())
     assert main(["plugins"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("methods 'mezo' is given by 'zo' (localplug-zo 0.1.0) and by 'Twin'")
+    assert last.startswith("methods 'mezo' is given by 'zo' (localplug-zo 0.1.0) and by 'Twin' (registered by hand)")
 
 
 def test_plugins_without_any_says_what_could_be_installed(capsys, monkeypatch):
@@ -118,7 +118,7 @@ def test_hooks_prints_every_hook_with_its_docstring(capsys):
 def test_a_command_of_a_plugin_gets_the_words_after_it_and_gives_the_exit_status(capsys):
     localplug.register(Shouts())
     assert main(["shout", "--loud", "plugins"]) == 3
-    assert capsys.readouterr().out == "--loud plugins\n"
+    assert capsys.readouterr().out == "--loud plugins"
 
 
 @pytest.mark.parametrize(

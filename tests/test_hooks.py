@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import pathlib
 import re
 import textwrap
@@ -24,7 +25,7 @@ def alias_docstrings():
     body = ast.parse(inspect.getsource(contract)).body
     return {
         before.targets[0].id: after.value.value
-        for before, after in zip(body, body[1:], strict=False)
+        for before, after in itertools.pairwise(body)
         if isinstance(before, ast.Assign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
     }
 

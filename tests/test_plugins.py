@@ -241,7 +241,7 @@ def test_a_module_of_ones_own_script_can_be_registered():
 
     module.localplug_methods = localplug_methods
     localplug.register(module)
-    assert localplug.get("mine") is dict and found("my_script").distribution == "(registered by hand)"
+    assert localplug.get("mine") is dict and found("my_script").distribution == "registered by hand"
     plugins.reload()
     with pytest.raises(UnknownName):
         localplug.get("mine")

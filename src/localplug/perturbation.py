@@ -37,8 +37,8 @@ class Perturbation:
             if (own := [self._index[p] for p in module._parameters.values() if p is not None and p in self._index])
         ]
         # the host also calls the model's forward by itself, and then no hook of the model runs
-        own = run.model._parameters.values()
-        self.read_outside: set[int] = {self._index[p] for p in own if p is not None and p in self._index}
+        top = run.model._parameters.values()
+        self.read_outside: set[int] = {self._index[p] for p in top if p is not None and p in self._index}
         """Indices of the parameters whose scratch copy lives for a whole evaluation."""
         self._explored = False
 

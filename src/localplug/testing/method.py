@@ -148,7 +148,7 @@ class MethodTests:
         line = method.describe()
         assert line and "\n" not in line
         text = inspect.getdoc(type(method)) or ""
-        options = [name for name in inspect.signature(type(method)).parameters]
+        options = list(inspect.signature(type(method)).parameters)
         missing = [name for name in options if f"{name}:" not in text]
         assert not missing, f"the docstring of {type(method).__name__} says nothing about {missing}"
 

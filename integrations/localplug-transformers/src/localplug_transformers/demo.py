@@ -5,6 +5,7 @@ The training part is an ordinary Trainer script with one more line, the callback
 
 import argparse
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -54,11 +55,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, train, measure again, and print each as it comes."""
     started = time.perf_counter()
     _say("loading the model (its conversion, once, takes half a minute)")
+    import torch
     import transformers
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     from localplug_transformers import LocalPlugCallback, offline_models, peak_memory, sentiment
 
+    torch.set_num_threads(max(torch.get_num_threads(), os.cpu_count() or 1))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer = sentiment.classifier(options.model or str(offline_models.smollm2()))
@@ -79,6 +82,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         learning_rate=options.lr,
         lr_scheduler_type="linear",
         max_grad_norm=0.0,
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=options.seed,
         logging_steps=max(1, steps // 10),
         save_strategy="no",

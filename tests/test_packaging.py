@@ -1,0 +1,123 @@
+"""Five distributions in step: versions, ranges, entry points, and nothing in a member that belongs to the root."""
+
+import ast
+import pathlib
+import sys
+
+import localplug
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+tomllib = pytest.importorskip("tomllib", reason="in the standard library since Python 3.11")
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+ROOT = REPOSITORY / "pyproject.toml"
+PLUGINS = sorted(REPOSITORY.glob("plugins/*/pyproject.toml"))
+INTEGRATIONS = sorted(REPOSITORY.glob("integrations/*/pyproject.toml"))
+MEMBERS = PLUGINS + INTEGRATIONS
+
+
+def read(path):
+    return tomllib.loads(path.read_text())
+
+
+OWN = {read(path)["project"]["name"] for path in (ROOT, *MEMBERS)}
+every_member = pytest.mark.parametrize("path", MEMBERS, ids=lambda path: path.parent.name)
+every_project = pytest.mark.parametrize("path", [ROOT, *MEMBERS], ids=lambda path: path.parent.name)
+
+
+def requirements(path):
+    project = read(path)["project"]
+    extras = [line for lines in project.get("optional-dependencies", {}).values() for line in lines]
+    return [Requirement(line) for line in project.get("dependencies", []) + extras]
+
+
+def test_there_are_five_distributions_and_make_installs_them_all():
+    assert OWN == {"localplug", "localplug-zo", "localplug-tpsgd", "localplug-transformers", "localplug-lightning"}
+    (line,) = (x for x in (REPOSITORY / "Makefile").read_text().splitlines() if x.startswith("MEMBERS := "))
+    assert set(line.split()[2:]) == {str(path.parent.relative_to(REPOSITORY)) for path in MEMBERS}
+
+
+@every_project
+def test_the_version_is_the_hosts(path):
+    assert read(path)["project"]["version"] == localplug.__version__
+
+
+@every_project
+def test_python_licence_and_build_are_the_same_everywhere(path):
+    ours, roots = read(path), read(ROOT)
+    assert ours["build-system"] == roots["build-system"]
+    for key in ("requires-python", "license"):
+        assert ours["project"][key] == roots["project"][key]
+
+
+@every_member
+def test_a_member_is_short_and_configures_no_tool(path):
+    assert len(path.read_text().splitlines()) <= 15
+    assert set(read(path)) == {"build-system", "project"}
+
+
+@every_member
+def test_the_folder_the_distribution_and_the_module_share_one_name(path):
+    name = read(path)["project"]["name"]
+    assert name == path.parent.name == canonicalize_name(name) and name.startswith("localplug-")
+    assert [p.name for p in (path.parent / "src").iterdir() if (p / "__init__.py").exists()] == [name.replace("-", "_")]
+
+
+@every_member
+def test_the_entry_point_is_the_suffix_of_the_distribution(path):
+    project = read(path)["project"]
+    suffix, module = project["name"].removeprefix("localplug-"), project["name"].replace("-", "_")
+    implements = "hookimpl" in (path.parent / "src" / module / "__init__.py").read_text()
+    assert project.get("entry-points", {}) == ({"localplug": {suffix: module}} if implements else {})
+    assert implements or path in INTEGRATIONS, "a plugin that answers no hook"
+
+
+@every_project
+def test_the_types_are_shipped(path):
+    assert list(path.parent.glob("src/*/py.typed"))
+
+
+@every_project
+def test_ranges_are_bounded_and_never_pin(path):
+    for requirement in requirements(path):
+        operators = {s.operator for s in requirement.specifier}
+        assert not operators & {"==", "==="}, requirement
+        assert ">=" in operators, requirement
+        if requirement.name in OWN:
+            assert operators == {">=", "<"}, requirement
+            assert localplug.__version__ in requirement.specifier, requirement
+            assert "1.0" not in requirement.specifier, requirement
+
+
+def test_nobody_needs_upwards():
+    """plugins -> localplug <- integrations; an integration brings the default plugins; no cycle outside extras."""
+    assert not {r.name for r in map(Requirement, read(ROOT)["project"]["dependencies"])} & OWN
+    plugins = {path.parent.name for path in PLUGINS}
+    for path in PLUGINS:
+        assert {r.name for r in requirements(path)} & OWN == {"localplug"}
+    for path in INTEGRATIONS:
+        assert {r.name for r in requirements(path)} & OWN == {"localplug", *plugins}
+
+
+def test_the_extras_bring_the_integrations():
+    extras = read(ROOT)["project"]["optional-dependencies"]
+    names = {extra: {Requirement(line).name for line in lines} for extra, lines in extras.items()}
+    assert names.pop("all") == {path.parent.name for path in INTEGRATIONS}
+    assert names == {name: {f"localplug-{name}"} for name in ("transformers", "lightning")}
+
+
+@every_project
+def test_what_is_imported_at_the_top_of_a_file_is_declared(path):
+    """Inside functions stands what is optional; pytest is brought by whoever runs the conformance kit."""
+    declared = {canonicalize_name(r.name) for r in requirements(path)}
+    own = {p.name for p in (path.parent / "src").iterdir()}
+    for file in (path.parent / "src").rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            roots = {name.split(".")[0] for name in names} - own - set(sys.stdlib_module_names)
+            if "testing" in file.parts:
+                roots.discard("pytest")
+            assert {canonicalize_name(root) for root in roots} <= declared, file
