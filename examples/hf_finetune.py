@@ -32,18 +32,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            max_steps=300,
+            max_steps=150,
             per_device_train_batch_size=32,
-            learning_rate=3e-3,
+            learning_rate=1e-2,
             max_grad_norm=0.0,
-            logging_steps=100,
+            logging_steps=50,
             save_strategy="no",
             report_to=[],
             use_cpu=True,
             disable_tqdm=True,
         )
         data = sequences()
-        callback = LocalPlugCallback("mezo", eps=1e-3, num_directions=4)
+        callback = LocalPlugCallback("mezo", eps=1e-3, num_directions=2)
         trainer = Trainer(
             LlamaForCausalLM(config), arguments, train_dataset=data, eval_dataset=data, callbacks=[callback]
         )

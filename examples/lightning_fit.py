@@ -34,7 +34,7 @@ def fit(name: str, strategy: L.strategies.Strategy | str, lr: float) -> None:
     data = TensorDataset(x, (x[:, :3].sum(1) > 0).long())
     model = Classifier(lr)
     trainer = L.Trainer(
-        max_epochs=60,
+        max_epochs=40,
         accelerator="cpu",
         devices=1,
         strategy=strategy,

@@ -173,3 +173,70 @@ def test_an_update_rule_of_a_plugin_steps_on_the_estimate():
     engine.step(lambda: F.cross_entropy(model(X), Y), optimizer)
     for p, b in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close((p - b).abs().detach(), torch.full_like(b, 1e-3), atol=1e-6, rtol=1e-3)
+
+
+def test_attach_to_a_single_layer_that_owns_its_parameters():
+    """The host calls such a model's forward by itself, and no hook of the model runs then."""
+    model = nn.Linear(6, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with localplug.attach(model, "mezo", optimizer) as plug:
+        z = plug.engine.method._directions.values(0, 0)
+        model(X).mean().backward()
+        optimizer.step()
+    assert plug.engine.gradient_norm == pytest.approx(abs(float((X @ z.T).mean())), rel=1e-3)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_after_a_backward_that_is_given_up(set_to_none):
+    model = nn.Linear(6, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with localplug.attach(model, "mezo", optimizer) as plug:
+        model(X).mean().backward()
+        optimizer.zero_grad(set_to_none=set_to_none)
+        model(X).mean().backward()
+        z = plug.engine.method._directions.values(0, 0)
+        optimizer.step()
+    assert plug.engine.gradient_norm == pytest.approx(abs(float((X @ z.T).mean())), rel=1e-3)
+
+
+def test_what_is_saved_after_a_keyboard_interrupt_is_the_models_own_weights():
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    calls = [0]
+
+    def interrupts(*_):
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+
+    plug = localplug.attach(model, "mezo", optimizer)
+    model[2].register_forward_hook(interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        model(X)
+    saved = model.state_dict()
+    assert all(torch.equal(saved[n], v) for n, v in before.items() if "weight" in n or "bias" in n)
+    assert torch.is_grad_enabled()
+    plug.close()
+
+
+def test_the_repeated_first_estimate_sees_the_autocast_of_the_forward():
+    class TwoOutputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net, self.seen = nn.Linear(6, 2), []
+
+        def forward(self, x):
+            out = self.net(x)
+            self.seen.append(out.dtype)
+            return {"loss": out.float().sum(), "logits": out}
+
+    model = TwoOutputs()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with localplug.attach(model, "mezo", optimizer):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(X)
+        F.cross_entropy(out["logits"].float(), Y).backward()
+        optimizer.step()
+    assert model.seen == [torch.bfloat16] * 4

@@ -4,10 +4,11 @@ import ast
 import pathlib
 import sys
 
-import localplug
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import localplug
 
 tomllib = pytest.importorskip("tomllib", reason="in the standard library since Python 3.11")
 
@@ -34,7 +35,7 @@ def requirements(path):
 
 
 def test_there_are_five_distributions_and_make_installs_them_all():
-    assert OWN == {"localplug", "localplug-zo", "localplug-tpsgd", "localplug-transformers", "localplug-lightning"}
+    assert {"localplug", "localplug-zo", "localplug-tpsgd", "localplug-transformers", "localplug-lightning"} == OWN
     (line,) = (x for x in (REPOSITORY / "Makefile").read_text().splitlines() if x.startswith("MEMBERS := "))
     assert set(line.split()[2:]) == {str(path.parent.relative_to(REPOSITORY)) for path in MEMBERS}
 

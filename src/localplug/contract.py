@@ -175,7 +175,7 @@ class TargetGenerator(nn.Module, abc.ABC):
         Args:
             targets_BK: one row for each example: one-hot labels, or the regression target. float32.
             output: the unit's output, (B, D), (B, T, D), or (B, C, H, W) for a convolution.
-            seed: of the run; the target must be a function of (seed, unit.name, targets) alone.
+            seed: of the run; the target must be a function of (seed, unit, targets) alone.
         """
 
 

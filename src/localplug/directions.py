@@ -54,22 +54,24 @@ class Directions:
         if not target.is_contiguous():  # elements are numbered row by row, whatever the strides
             whole = self._combine(target.contiguous(), index, terms, decay, offset, stochastic=stochastic)
             return target.copy_(whole)
-        keys = [(noise.stream(run.seed, run.step, direction, name), factor) for direction, factor in terms]
+        device = target.device
+        streams = [
+            (noise.stream(run.seed, run.step, direction, name), noise.normal_table(device, factor))
+            for direction, factor in terms
+        ]
         half = target.dtype in (torch.float16, torch.bfloat16)
-        flat, size = target.view(-1), noise.chunk_size(target.device)
+        flat, size = target.view(-1), noise.chunk_size(device)
         for start in range(0, flat.numel(), size):
             part = flat[start : start + size]
             value = part.float() if half else part
             if decay:
                 value.mul_(1 - decay)
-            for key, factor in keys:
-                # two rounded operations, not one fused: the same bits on every device and for every chunking
-                value.add_(noise.normal(key, offset + start, part.numel(), part.device).mul_(factor))
+            for key, table in streams:
+                # the product is rounded before it is added, not fused: the same bits on every device and any chunking
+                value.add_(noise.normal(key, offset + start, part.numel(), device, table))
             if half and stochastic:
                 dice = noise.stream(run.seed, run.step, -1, name)
-                part.copy_(
-                    _round_stochastically(value, noise.uniform(dice, start, part.numel(), part.device), part.dtype)
-                )
+                part.copy_(_round_stochastically(value, noise.uniform(dice, start, part.numel(), device), part.dtype))
             elif half:
                 part.copy_(value)
         return target

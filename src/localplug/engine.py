@@ -268,6 +268,8 @@ class Engine:
         handles: list[RemovableHandle] = [
             module.register_forward_pre_hook(before, with_kwargs=True),
             module.register_forward_hook(after, with_kwargs=True, always_call=True),
+            # Torch runs no hook after a KeyboardInterrupt: whoever saves the model then must see its own weights.
+            module.register_state_dict_pre_hook(lambda *_: abandon()),
         ]
 
         def detach() -> None:

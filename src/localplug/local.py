@@ -207,6 +207,8 @@ class _Streamed(Estimate):
         divides it by the number of micro-batches); with a loss made outside, micro-batches are averaged."""
         pairs = [(leaf, g) for leaf, g in zip(self._leaves, leaf_gradients, strict=True) if g is not None]
         losses = [g for leaf, g in pairs if leaf.dim() == 0]
+        if all(parameter.grad is None for parameter in self._hidden):
+            self._stream.micro_batches = 0  # a new step, or zero_grad() after a micro-batch that was given up
         self._stream.micro_batches += 1
         n = self._stream.micro_batches if not losses else 1
         scale = float(losses[0]) if losses else 1.0 / n

@@ -89,15 +89,23 @@ def bits16(key: int, offset: int, num: int, device: torch.device) -> Tensor:
         word ^= shifted
         if factor is not None:
             word *= _signed(factor)
-    values = word.view(torch.int16)[lead : lead + num].to(torch.int32)
-    values &= 0xFFFF
-    return values
+    return word.view(torch.uint16)[lead : lead + num].to(torch.int32)
 
 
 @torch.no_grad()
-def normal(key: int, offset: int, num: int, device: torch.device) -> Tensor:
-    """Elements offset ... offset + num - 1 of a standard normal stream. float32, shape (num,)."""
-    return torch.index_select(_normal_table(device), 0, bits16(key, offset, num, device))
+def normal(key: int, offset: int, num: int, device: torch.device, table: Tensor | None = None) -> Tensor:
+    """Elements offset ... offset + num - 1 of a standard normal stream. float32, shape (num,).
+
+    Args:
+        table: of `normal_table`, to get a multiple of the noise in one look-up.
+    """
+    return torch.index_select(_normal_table(device) if table is None else table, 0, bits16(key, offset, num, device))
+
+
+@torch.no_grad()
+def normal_table(device: torch.device, factor: float) -> Tensor:
+    """The table that makes `normal` give factor * z, rounded as that product is. float32, shape (65536,)."""
+    return _normal_table(device) * factor
 
 
 @torch.no_grad()

@@ -69,6 +69,10 @@ class Replay:
     def frozen(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the estimate that just ended can be repeated, and which leaves no trace of the repetition."""
         start = self._start
+        device = next((p.device.type for p in self._model.parameters()), "cpu")
+        casting = torch.autocast(  # the trainer may have left its autocast when it calls backward
+            device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
+        )
 
         @contextlib.contextmanager
         def repeat() -> Iterator[None]:
@@ -76,7 +80,7 @@ class Replay:
             if start is not None:
                 _restore_random_state(start)
             try:
-                with torch.no_grad():
+                with torch.no_grad(), casting:
                     yield
             finally:
                 with torch.no_grad():

@@ -9,8 +9,12 @@ Each check has a name that says what a method, an update rule, a target generato
 be expected to fail only with a reason: override it with @pytest.mark.xfail(reason=...).
 """
 
-from localplug.testing.local import LocalLossTests, TargetGeneratorTests
-from localplug.testing.method import MethodTests
-from localplug.testing.update_rule import UpdateRuleTests
+import pytest
+
+pytest.register_assert_rewrite(*(f"localplug.testing.{room}" for room in ("local", "method", "update_rule")))
+
+from localplug.testing.local import LocalLossTests, TargetGeneratorTests  # noqa: E402
+from localplug.testing.method import MethodTests  # noqa: E402
+from localplug.testing.update_rule import UpdateRuleTests  # noqa: E402
 
 __all__ = ["LocalLossTests", "MethodTests", "TargetGeneratorTests", "UpdateRuleTests"]

@@ -25,10 +25,11 @@ class TargetGeneratorTests:
 
     @pytest.mark.parametrize("kind", SHAPES)
     def test_a_target_is_shaped_like_the_output(self, make: Callable[[], TargetGenerator], kind: str) -> None:
-        output = torch.zeros(SHAPES[kind])
-        target = make().generate(torch.eye(3)[[0, 1, 2, 0, 1]], output, unit=_unit(SHAPES[kind]), seed=0)
-        assert target.shape == output.shape and target.dtype == output.dtype
-        assert torch.isfinite(target).all()
+        for dtype in (torch.float32, torch.bfloat16):
+            output = torch.zeros(SHAPES[kind], dtype=dtype)
+            target = make().generate(torch.eye(3)[[0, 1, 2, 0, 1]], output, unit=_unit(SHAPES[kind]), seed=0)
+            assert target.shape == output.shape and target.dtype == output.dtype
+            assert torch.isfinite(target).all()
 
     @pytest.mark.parametrize("kind", SHAPES)
     def test_examples_of_one_class_share_a_target_and_others_do_not(
@@ -42,10 +43,12 @@ class TargetGeneratorTests:
     def test_is_a_function_of_seed_and_unit(self, make: Callable[[], TargetGenerator]) -> None:
         shape = SHAPES["hidden units"]
         y, output = torch.eye(3)[[0, 1, 2, 0, 1]], torch.zeros(shape)
-        first = make().generate(y, output, unit=_unit(shape), seed=1)
-        assert torch.equal(first, make().generate(y, output, unit=_unit(shape), seed=1))
-        assert not torch.equal(first, make().generate(y, output, unit=_unit(shape), seed=2))
-        assert not torch.equal(first, make().generate(y, output, unit=_unit(shape, "other", 1), seed=1))
+        one = make()
+        first = one.generate(y, output, unit=_unit(shape), seed=1).clone()
+        for generator in (one, make()):  # whatever a generator has made before
+            assert not torch.equal(first, generator.generate(y, output, unit=_unit(shape), seed=2))
+            assert not torch.equal(first, generator.generate(y, output, unit=_unit(shape, "other", 1), seed=1))
+            assert torch.equal(first, generator.generate(y, output, unit=_unit(shape), seed=1))
 
     def test_does_not_depend_on_the_rest_of_the_batch(self, make: Callable[[], TargetGenerator]) -> None:
         shape = SHAPES["hidden units"]
@@ -78,6 +81,11 @@ class LocalLossTests:
         assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0
 
     @pytest.mark.parametrize("kind", SHAPES)
+    def test_is_smaller_at_the_target(self, loss: LocalLoss, kind: str) -> None:
+        output, target = _pair(SHAPES[kind])
+        assert float(loss(target.clone(), target)) < float(loss(output, target).detach())
+
+    @pytest.mark.parametrize("kind", SHAPES)
     def test_falls_along_its_gradient(self, loss: LocalLoss, kind: str) -> None:
         output, target = _pair(SHAPES[kind])
         value = loss(output, target)
@@ -90,6 +98,19 @@ class LocalLossTests:
         output, target = _pair(SHAPES[kind])
         twice = loss(torch.cat([output, output]), torch.cat([target, target]))
         torch.testing.assert_close(twice, loss(output, target))
+
+    @pytest.mark.parametrize("kind", ["time steps", "feature map"])
+    def test_is_an_average_over_positions(self, loss: LocalLoss, kind: str) -> None:
+        output, target = _pair(SHAPES[kind])
+        positions = 1 if kind == "time steps" else 2
+        twice = loss(torch.cat([output, output], positions), torch.cat([target, target], positions))
+        torch.testing.assert_close(twice, loss(output, target))
+
+    def test_does_not_change_what_it_compares(self, loss: LocalLoss) -> None:
+        output, target = _pair(SHAPES["hidden units"])
+        before = output.detach().clone(), target.clone()
+        loss(output, target)
+        assert torch.equal(output.detach(), before[0]) and torch.equal(target.detach(), before[1])
 
 
 def _pair(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import io
+import re
 from collections.abc import Callable
 
 import pytest
@@ -40,10 +42,23 @@ class MethodTests:
         problem.engine.evaluate(problem.loss, targets=problem.labels_B)
         assert torch.allclose(problem.weights(), before, rtol=0, atol=1e-6)
 
-    def test_no_gradient_is_left_after_a_step_of_a_method_that_needs_none(self, make: Callable[[], Method]) -> None:
+    def test_reports_the_loss_of_the_batch(self, make: Callable[[], Method]) -> None:
         problem = Problem(make())
-        problem.step()
-        assert all(p.grad is None for p in problem.model.parameters())
+        clean = problem.clean_loss()
+        reported = float(problem.step())
+        assert abs(reported - clean) < 0.1 * clean, f"the step reports the loss {reported}, which is {clean}"
+
+    def test_changes_the_weights_or_leaves_gradients_and_never_both(self, make: Callable[[], Method]) -> None:
+        """Gradients beside an update of the method's own would be a second update, by the optimizer that steps next."""
+        problem = Problem(make(), frozen=("0.bias",))
+        before = problem.weights()
+        problem.engine.evaluate(problem.loss, targets=problem.labels_B)
+        problem.engine.apply(problem.optimizer)
+        changed = not torch.allclose(problem.weights(), before, rtol=0, atol=1e-6)
+        trained = [p.grad is not None for p in problem.model.parameters() if p.requires_grad]
+        assert changed != any(trained), f"update changed the weights: {changed}; it left gradients: {any(trained)}"
+        assert all(trained) or not any(trained), "some of the trained parameters have a gradient, and some have none"
+        assert all(p.grad is None for p in problem.model.parameters() if not p.requires_grad)
 
     def test_the_same_seed_repeats_the_run(self, make: Callable[[], Method]) -> None:
         one, two = Problem(make(), seed=3, dropout=0.2), Problem(make(), seed=3, dropout=0.2)
@@ -70,7 +85,7 @@ class MethodTests:
         problem.step()
         first = problem.weights() - start
         with torch.no_grad():
-            torch.nn.utils.vector_to_parameters(start, problem.model.parameters())
+            torch.nn.utils.vector_to_parameters(start.clone(), problem.model.parameters())
         problem.step()
         second = problem.weights() - start
         cosine = torch.nn.functional.cosine_similarity(first, second, dim=0)
@@ -80,13 +95,16 @@ class MethodTests:
         whole = Problem(make(), seed=5)
         for _ in range(4):
             whole.step()
-        saved = copy.deepcopy((whole.model.state_dict(), whole.optimizer.state_dict(), whole.engine.state_dict()))
+        saved = copy.deepcopy((whole.model.state_dict(), whole.optimizer.state_dict()))
+        checkpoint = io.BytesIO()
+        torch.save(whole.engine.state_dict(), checkpoint)
         for _ in range(3):
             whole.step()
         resumed = Problem(make(), seed=5)
         resumed.model.load_state_dict(saved[0])
         resumed.optimizer.load_state_dict(saved[1])
-        resumed.engine.load_state_dict(saved[2])
+        checkpoint.seek(0)
+        resumed.engine.load_state_dict(torch.load(checkpoint, weights_only=True))  # numbers and tensors only
         for _ in range(3):
             resumed.step()
         assert torch.equal(whole.weights(), resumed.weights())
@@ -108,6 +126,7 @@ class MethodTests:
             assert torch.allclose(problem.weights(), before, rtol=0, atol=1e-6), f"evaluation {failing} of the step"
             assert all(p.grad is None for p in problem.model.parameters())
             assert torch.is_grad_enabled()
+            assert all(module.training for module in problem.model.modules())
             problem.step()  # and it goes on
 
     def test_leaves_the_global_random_state_as_one_forward_pass_would(self, make: Callable[[], Method]) -> None:
@@ -135,13 +154,50 @@ class MethodTests:
         fast.step()
         torch.testing.assert_close(fast.weights() - start, 2 * (slow.weights() - start), atol=1e-6, rtol=1e-3)
 
+    def test_the_learning_rate_is_taken_by_parameter_group(self, make: Callable[[], Method]) -> None:
+        problem = Problem(make())
+        for group in problem.optimizer.param_groups[::2]:
+            group["lr"] = 0.0
+        before = problem.weights()
+        problem.step()
+        moved = (problem.weights() - before).abs().split([p.numel() for p in problem.model.parameters()])
+        assert [float(m.max()) > 1e-6 for m in moved] == [False, True, False, True]
+
+    def test_the_optimizers_weight_decay_shrinks_the_weights(self, make: Callable[[], Method]) -> None:
+        """By lr * weight_decay of each matrix; whether vectors are decayed is the method's own choice."""
+        plain, decayed = Problem(make(), lr=0.05), Problem(make(), lr=0.05, weight_decay=0.1)
+        before = [p.detach().clone() for p in plain.model.parameters()]
+        plain.step()
+        decayed.step()
+        for w, p, d in zip(before, plain.model.parameters(), decayed.model.parameters(), strict=True):
+            if w.dim() > 1:
+                torch.testing.assert_close(d.detach(), p.detach() - 0.05 * 0.1 * w, atol=1e-5, rtol=1e-4)
+
+    def test_two_halves_of_a_step_equal_the_step(self, make: Callable[[], Method]) -> None:
+        """Micro-batches: both estimates of one optimizer step are along the same directions, and add up."""
+        whole, halves = Problem(make()), Problem(make())
+        whole.step()
+        for _ in range(2):
+            halves.engine.evaluate(halves.loss, scale=0.5, targets=halves.labels_B)
+        halves.engine.apply(halves.optimizer)
+        halves.optimizer.step()
+        torch.testing.assert_close(halves.weights(), whole.weights(), atol=1e-4, rtol=1e-4)
+
     def test_memory_of_the_method_does_not_grow(self, make: Callable[[], Method]) -> None:
         problem = Problem(make())
         sizes = []
         for _ in range(12):
             problem.step()
-            sizes.append(sum(t.numel() for t in _tensors(problem.engine.method.state_dict())))
-        assert sizes[-1] == sizes[2], f"state_dict grew from {sizes[2]} to {sizes[-1]} elements"
+            sizes.append(_elements(problem.engine.method.state_dict()) + _elements(vars(problem.engine.method)))
+        assert sizes[-1] == sizes[2], f"state_dict and attributes grew from {sizes[2]} to {sizes[-1]} elements"
+
+    def test_teardown_takes_its_hooks_off_the_model(self, make: Callable[[], Method]) -> None:
+        problem = Problem(make())
+        problem.step()
+        problem.engine.close()
+        for name, module in problem.model.named_modules():
+            assert not (module._forward_pre_hooks or module._forward_hooks or module._backward_hooks), name
+            assert "forward" not in vars(module), name
 
     def test_describes_itself_and_documents_its_options(self, make: Callable[[], Method]) -> None:
         method = make()
@@ -149,10 +205,11 @@ class MethodTests:
         assert line and "\n" not in line
         text = inspect.getdoc(type(method)) or ""
         options = list(inspect.signature(type(method)).parameters)
-        missing = [name for name in options if f"{name}:" not in text]
+        missing = [name for name in options if not re.search(rf"(?m)^\s*(\w+, )*{name}(, \w+)*:", text)]
         assert not missing, f"the docstring of {type(method).__name__} says nothing about {missing}"
 
 
-def _tensors(tree: object) -> list[torch.Tensor]:
+def _elements(tree: object) -> int:
+    """How many numbers and other things lie in nested dictionaries and lists."""
     leaves = torch.utils._pytree.tree_leaves(tree)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return sum(leaf.numel() if isinstance(leaf, torch.Tensor) else 1 for leaf in leaves)

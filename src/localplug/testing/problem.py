@@ -17,12 +17,20 @@ class Problem:
     """A model, its data, its optimizer, and an engine around a method."""
 
     def __init__(
-        self, method: Method, *, seed: int = 0, lr: float = 0.05, dropout: float = 0.0, frozen: Sequence[str] = ()
+        self,
+        method: Method,
+        *,
+        seed: int = 0,
+        lr: float = 0.05,
+        weight_decay: float = 0.0,
+        dropout: float = 0.0,
+        frozen: Sequence[str] = (),
     ) -> None:
         self.model, self.x_BD, self.labels_B = network(dropout), *data()
         for name, p in self.model.named_parameters():
             p.requires_grad_(name not in frozen)
-        self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=lr)
+        groups = [{"params": [p]} for p in self.model.parameters() if p.requires_grad]  # one for each parameter
+        self.optimizer = torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay)
         self.engine = Engine(self.model, method, self.optimizer, seed=seed)
 
     def loss(self) -> Tensor:

@@ -83,6 +83,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         lr_scheduler_type="linear",
         max_grad_norm=0.0,
         dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=False,
         seed=options.seed,
         logging_steps=max(1, steps // 10),
         save_strategy="no",

@@ -33,7 +33,7 @@ class TargetProjection(TargetGenerator):
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale!r}")
         self.scale = float(scale)
-        self._cache: dict[tuple[int, str, int, int, torch.device], Tensor] = {}
+        self._cache: dict[tuple[int, int, int, int, torch.device], Tensor] = {}
 
     def generate(self, targets_BK: Tensor, output: Tensor, *, unit: Unit, seed: int) -> Tensor:
         K = targets_BK.shape[-1]
@@ -45,7 +45,7 @@ class TargetProjection(TargetGenerator):
         return t_BD.view(t_BD.shape[0], *between, t_BD.shape[-1]).expand_as(output)
 
     def _projection(self, K: int, D: int, unit: Unit, seed: int, device: torch.device) -> Tensor:
-        key = (seed, unit.name, K, D, device)
+        key = (seed, unit.index, K, D, device)
         if key not in self._cache:
             stream = noise.stream(seed, 0, unit.index, "target projection")
             P_KD = noise.uniform(stream, 0, K * D, device).view(K, D)

@@ -1,0 +1,335 @@
+"""The conformance kit's own test: sources that pass all of its checks, each broken in one place, and the check that tells.
+
+A mutant is a replacement in a source text. It is loaded as a module, and must fail the check that is named beside it, by
+that check's own assertion; a crash on the way there (a TypeError, say) is a bad mutant and not a good check.
+"""
+
+import importlib.util
+import inspect
+import pathlib
+import pickle
+import sys
+import textwrap
+import types
+
+import pytest
+
+from localplug.errors import LocalPlugError
+from localplug.testing import LocalLossTests, MethodTests, TargetGeneratorTests, UpdateRuleTests
+
+# An in-place perturbation with momentum: what can go wrong in it does not go wrong in mezo, which keeps no state and
+# never writes the weights.
+HEAVY_BALL = textwrap.dedent('''
+    import torch
+    from localplug import Method, Projection, noise
+
+
+    class HeavyBall(Method):
+        """Two-sided differences along one normal direction, with momentum.
+
+        Args:
+            eps: half-width.
+            momentum: share of the last step that is taken again.
+        """
+
+        def __init__(self, eps=1e-3, momentum=0.5):
+            self.eps, self.momentum, self.velocity, self.log, self.calls = eps, momentum, {}, [], 0
+
+        num_evaluations = 2
+        num_coefficients = 1
+
+        def describe(self):
+            return "heavy ball"
+
+        def problems(self, run):
+            return []
+
+        def setup(self, run):
+            pass
+
+        def z(self, run, name, p):
+            seed = noise.stream(run.seed, run.step, 0, name) >> 1
+            return torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+
+        def shift(self, run, scale):
+            for name, p in run.parameters:
+                p.data += scale * self.eps * self.z(run, name, p)
+
+        def estimate(self, run):
+            self.shift(run, +1)
+            try:
+                (plus,) = yield
+                plus = plus.clone()
+            finally:
+                self.shift(run, -1)
+            self.shift(run, -1)
+            try:
+                (minus,) = yield
+            finally:
+                self.shift(run, +1)
+            return Projection([(plus + minus) / 2], [[(plus - minus) / (2 * self.eps)]])
+
+        def update(self, run, coefficients, groups):
+            for name, p in run.parameters:
+                lr, decay = groups[p]["lr"], groups[p]["weight_decay"]
+                v = self.velocity.get(name, torch.zeros(()))
+                self.velocity[name] = self.momentum * v + coefficients[0] * self.z(run, name, p)
+                p.data -= lr * (self.velocity[name] + decay * p.data)
+
+        def teardown(self):
+            pass
+
+        def state_dict(self):
+            return {"velocity": dict(self.velocity)}
+
+        def load_state_dict(self, state):
+            self.velocity = dict(state["velocity"])
+''')
+
+FINALLY = """finally:
+            self.shift(run, -1)"""
+LAST_LINE = "p.data -= lr * (self.velocity[name] + decay * p.data)"
+
+
+def _source(module):
+    return pathlib.Path(importlib.util.find_spec(module).origin).read_text()
+
+
+# name: (kit, source, from the module to the object that is checked, name of the kit's fixture)
+SUBJECTS = {
+    "heavy ball": (MethodTests, HEAVY_BALL, lambda m: lambda: m.HeavyBall(), "make"),
+    "mezo": (MethodTests, _source("localplug_zo.mezo"), lambda m: lambda: m.MeZO(num_directions=2), "make"),
+    "tpsgd": (MethodTests, _source("localplug_tpsgd.tpsgd"), lambda m: lambda: m.TPSGD(), "make"),
+    "sign": (UpdateRuleTests, _source("localplug_zo.sign"), lambda m: lambda p: m.SignSGD(p, lr=1e-2), "make"),
+    "projection": (
+        TargetGeneratorTests,
+        _source("localplug_tpsgd.projection"),
+        lambda m: lambda: m.TargetProjection(),
+        "make",
+    ),
+    "l1": (LocalLossTests, _source("localplug_tpsgd.losses"), lambda m: m.l1, "loss"),
+    "l2": (LocalLossTests, _source("localplug_tpsgd.losses"), lambda m: m.l2, "loss"),
+}
+
+# (what is wrong, subject, the check that must fail, {old text: new text})
+# fmt: off
+MUTANTS = [
+    # methods
+    ("steps uphill", "heavy ball", "lowers_the_loss",
+     {"p.data -= lr *": "p.data += lr *"}),
+    ("asks for one evaluation more than it says", "heavy ball", "evaluates_as_often_as_it_says",
+     {"        self.shift(run, +1)\n": "        yield\n        self.shift(run, +1)\n"}),
+    ("asks for one evaluation less than it says", "heavy ball", "evaluates_as_often_as_it_says",
+     {"num_evaluations = 2": "num_evaluations = 3"}),
+    ("does not restore the weights", "heavy ball", "an_evaluation_does_not_write_the_weights",
+     {FINALLY: "finally:\n            pass"}),
+    ("does not restore after an evaluation that fails", "heavy ball",
+     "a_failing_evaluation_leaves_weights_and_gradients_as_they_were",
+     {"    finally:\n            self.shift(run, -1)":
+      "    except ZeroDivisionError:\n            pass\n        self.shift(run, -1)"}),
+    ("stays in evaluation mode when an evaluation fails", "heavy ball",
+     "a_failing_evaluation_leaves_weights_and_gradients_as_they_were",
+     {"        self.shift(run, +1)\n        try:":
+      "        self.shift(run, +1)\n        run.model.eval()\n        try:",
+      "        return Projection": "        run.model.train()\n        return Projection"}),
+    ("reports half of the loss", "heavy ball", "reports_the_loss_of_the_batch",
+     {"[(plus + minus) / 2]": "[(plus + minus) / 4]"}),
+    ("updates, and leaves a gradient as well", "heavy ball", "changes_the_weights_or_leaves_gradients_and_never_both",
+     {LAST_LINE: LAST_LINE + "\n            p.grad = self.velocity[name].clone()"}),
+    ("leaves a gradient on frozen weights", "heavy ball", "changes_the_weights_or_leaves_gradients_and_never_both",
+     {LAST_LINE: LAST_LINE + "\n        for p in run.model.parameters():\n"
+      "            p.grad = None if p.requires_grad else torch.zeros_like(p)"}),
+    ("draws from the global random state", "heavy ball", "leaves_the_global_random_state_as_one_forward_pass_would",
+     {"return torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))":
+      "torch.manual_seed(seed)\n        return torch.randn(p.shape)"}),
+    ("is not seeded", "heavy ball", "the_same_seed_repeats_the_run",
+     {"noise.stream(run.seed,": "noise.stream(id(self),"}),
+    ("ignores the seed", "heavy ball", "another_seed_makes_another_run",
+     {"noise.stream(run.seed,": "noise.stream(0,"}),
+    ("repeats the first step's direction", "heavy ball", "steps_differ",
+     {"run.step, 0, name)": "0, 0, name)",
+      "momentum=0.5": "momentum=0.0"}),
+    ("forgets its state in a checkpoint", "heavy ball", "a_resumed_run_equals_the_uninterrupted_one",
+     {'return {"velocity": dict(self.velocity)}': "return {}",
+      'dict(state["velocity"])': "{}"}),
+    ("counts its steps itself and forgets the count", "heavy ball", "a_resumed_run_equals_the_uninterrupted_one",
+     {"seed = noise.stream(run.seed, run.step,": "seed = noise.stream(run.seed, self.calls,",
+      "    def update(self, run, coefficients, groups):\n":
+      "    def update(self, run, coefficients, groups):\n        self.calls += 1\n"}),
+    ("puts objects in a checkpoint", "heavy ball", "a_resumed_run_equals_the_uninterrupted_one",
+     {'return {"velocity": dict(self.velocity)}': 'return {"velocity": dict(self.velocity), "owner": Method}'}),
+    ("trains frozen weights", "heavy ball", "frozen_parameters_stay",
+     {"in run.parameters:\n            lr,": "in run.model.named_parameters():\n            lr,",
+      "groups[p]": "groups.get(p, {'lr': 0.05, 'weight_decay': 0.0})"}),
+    ("ignores the learning rate", "heavy ball", "the_optimizers_learning_rate_scales_the_step",
+     {'groups[p]["lr"]': "0.05"}),
+    ("takes the first group's learning rate for all", "heavy ball", "the_learning_rate_is_taken_by_parameter_group",
+     {'groups[p]["lr"]': 'next(iter(groups.values()))["lr"]'}),
+    ("ignores the weight decay", "heavy ball", "the_optimizers_weight_decay_shrinks_the_weights",
+     {"decay * p.data": "0 * p.data"}),
+    ("draws anew for every micro-batch", "heavy ball", "two_halves_of_a_step_equal_the_step",
+     {"run.step, 0, name)": "self.calls, 0, name)",
+      "    def estimate(self, run):\n": "    def estimate(self, run):\n        self.calls += 1\n"}),
+    ("keeps all of its past in a checkpoint", "heavy ball", "memory_of_the_method_does_not_grow",
+     {'return {"velocity": dict(self.velocity)}': 'return {"velocity": dict(self.velocity), "log": self.log}',
+      "            p.data -=": "            self.log.append(self.velocity[name])\n            p.data -="}),
+    ("keeps all of its past out of a checkpoint", "heavy ball", "memory_of_the_method_does_not_grow",
+     {"            p.data -=": "            self.log.append(coefficients[0])\n            p.data -="}),
+    ("leaves a hook on the model", "heavy ball", "teardown_takes_its_hooks_off_the_model",
+     {"    def setup(self, run):\n        pass":
+      "    def setup(self, run):\n        run.model.register_forward_hook(lambda *_: None)"}),
+    ("has an option without a word about it", "heavy ball", "describes_itself_and_documents_its_options",
+     {"eps=1e-3, momentum=0.5": "eps=1e-3, momentum=0.5, s=1"}),
+    ("describes itself in two lines", "heavy ball", "describes_itself_and_documents_its_options",
+     {'"heavy ball"': '"heavy\\nball"'}),
+    ("has the sign of its slopes wrong", "mezo", "lowers_the_loss",
+     {"(p - m) / (2 * eps)": "(m - p) / (2 * eps)"}),
+    ("takes one direction's slope for another's", "mezo", "lowers_the_loss",
+     {"sgd_update(run, self._directions, coefficients,": "sgd_update(run, self._directions, coefficients[::-1],"}),
+    ("evaluates without perturbing", "mezo", "lowers_the_loss",
+     {"self._perturbed(j, +eps)": "self._perturbed(j, 0.0)",
+      "self._perturbed(j, -eps)": "self._perturbed(j, 0.0)"}),
+    ("miscounts its evaluations", "mezo", "evaluates_as_often_as_it_says",
+     {"return 2 * self.num_directions": "return self.num_directions + 1"}),
+    ("adds the directions' losses up", "mezo", "reports_the_loss_of_the_batch",
+     {"[v / self.num_directions for v in values]": "values"}),
+    ("updates in both ways", "mezo", "changes_the_weights_or_leaves_gradients_and_never_both",
+     {"        else:\n            write_gradients": "        if not self._strict:\n            write_gradients"}),
+    ("describes itself by nothing", "mezo", "describes_itself_and_documents_its_options",
+     {'return f"mezo, {what}': 'return "" and f"mezo, {what}'}),
+    ("has an option without a word about it", "mezo", "describes_itself_and_documents_its_options",
+     {"        strict: Literal": "        num_steps: int = 1,\n        strict: Literal"}),
+    ("draws targets from no seed", "tpsgd", "the_same_seed_repeats_the_run",
+     {"seed=run.seed)\n        if self._delta": "seed=id(self))\n        if self._delta"}),
+    ("draws targets from one seed", "tpsgd", "another_seed_makes_another_run",
+     {"seed=run.seed)\n        if self._delta": "seed=0)\n        if self._delta"}),
+    # update rules
+    ("steps uphill", "sign", "lowers_a_quadratic",
+     {".sub_(p.grad.sign()": ".add_(p.grad.sign()"}),
+    ("does not step", "sign", "lowers_a_quadratic",
+     {'p.grad.sign().mul_(group["lr"])': "p.grad.sign().mul_(0.0)"}),
+    ("ignores the learning rate", "sign", "a_learning_rate_of_zero_moves_nothing",
+     {'.mul_(group["lr"]))': ".mul_(0.01))"}),
+    ("has no learning rate", "sign", "is_an_optimizer_with_a_learning_rate",
+     {'{"lr": lr, ': '{"step_size": lr, ',
+      'group["lr"]': 'group["step_size"]'}),
+    ("moves weights without a gradient", "sign", "leaves_parameters_without_a_gradient_alone",
+     {"                if p.grad is not None:\n":
+      "                if p.grad is None:\n                    p.mul_(1 - group['lr'])\n                else:\n"}),
+    ("writes the sign into the gradient", "sign", "does_not_change_the_gradient",
+     {"p.grad.sign()": "p.grad.sign_()"}),
+    ("draws from the global random state", "sign", "leaves_the_global_random_state_alone",
+     {"p.grad.sign()": "(p.grad + 1e-3 * torch.randn_like(p)).sign()"}),
+    ("is not seeded", "sign", "the_same_gradients_make_the_same_steps",
+     {"p.grad.sign()":
+      "(torch.rand(p.shape, generator=torch.Generator().manual_seed(id(p) % 2**32)) + p.grad.sign())"}),
+    ("keeps momentum where no checkpoint finds it", "sign", "resumes_from_its_state_dict",
+     {"p.grad.sign()": "self.__dict__.setdefault('m', torch.zeros_like(p)).add_(p.grad).sign()"}),
+    # target generators
+    ("draws from the global random state", "projection", "leaves_the_global_random_state_alone",
+     {"noise.uniform(stream, 0, K * D, device)": "torch.rand(K * D).add_(0 * stream)"}),
+    ("ignores the seed", "projection", "is_a_function_of_seed_and_unit",
+     {"noise.stream(seed,": "noise.stream(0,"}),
+    ("ignores the unit", "projection", "is_a_function_of_seed_and_unit",
+     {"unit.index,": "0,"}),
+    ("keeps the first seed's targets", "projection", "is_a_function_of_seed_and_unit",
+     {"key = (seed, unit.name, K, D, device)": "key = (0, unit.name, K, D, device)"}),
+    ("keeps the first unit's targets", "projection", "is_a_function_of_seed_and_unit",
+     {"key = (seed, unit.name, K, D, device)": 'key = (seed, "", K, D, device)'}),
+    ("draws anew for every call", "projection", "is_a_function_of_seed_and_unit",
+     {"if key not in self._cache:":
+      "seed += len(self._cache)\n        key = (seed, unit.name, K, D, device)\n        if True:"}),
+    ("gives every class the same target", "projection", "examples_of_one_class_share_a_target_and_others_do_not",
+     {"t_BD = (targets_BK @": "t_BD = (torch.ones_like(targets_BK) @"}),
+    ("gives every example its own target", "projection", "examples_of_one_class_share_a_target_and_others_do_not",
+     {"t_BD = (targets_BK @": "t_BD = (torch.arange(1.0, 1 + len(targets_BK))[:, None] * targets_BK @"}),
+    ("centres the targets of a batch", "projection", "does_not_depend_on_the_rest_of_the_batch",
+     {"        between = ": "        t_BD = t_BD - t_BD.mean(0)\n        between = "}),
+    ("leaves out the positions", "projection", "a_target_is_shaped_like_the_output",
+     {".expand_as(output)": ""}),
+    ("leaves the target in float32", "projection", "a_target_is_shaped_like_the_output",
+     {"output.device)).to(output.dtype)": "output.device))"}),
+    # local losses
+    ("rises towards the target", "l2", "is_smaller_at_the_target",
+     {"return 0.5 * (output": "return -0.5 * (output"}),
+    ("falls against its gradient", "l2", "falls_along_its_gradient",
+     {"return 0.5 * (output - target).square().sum() / positions(output)": "return _Turned.apply(output, target)",
+      "def l2(":
+      "class _Turned(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, output, target):\n"
+      "        ctx.save_for_backward(output, target)\n"
+      "        return 0.5 * (output - target).square().sum() / positions(output)\n\n    @staticmethod\n"
+      "    def backward(ctx, g):\n        output, target = ctx.saved_tensors\n"
+      "        return g * (target - output), None\n\n\ndef l2("}),
+    ("sums over the examples", "l2", "is_an_average_over_examples",
+     {"square().sum() / positions(output)": "square().sum() / (positions(output) // len(output))"}),
+    ("sums over the positions", "l2", "is_an_average_over_positions",
+     {"square().sum() / positions(output)": "square().sum() / len(output)"}),
+    ("has one value for each example", "l2", "is_a_finite_scalar_with_a_gradient",
+     {"square().sum() / positions(output)": "square().flatten(1).sum(1)"}),
+    ("has no gradient", "l1", "is_a_finite_scalar_with_a_gradient",
+     {"torch.abs(output - target)": "torch.abs((output - target).detach() + 0 * output)"}),
+    ("is infinite", "l1", "is_a_finite_scalar_with_a_gradient",
+     {"torch.abs(output - target)": "torch.abs(output - target).div(0)"}),
+    ("sums over the examples", "l1", "is_an_average_over_examples",
+     {"return torch.abs(output - target).sum() / positions(output)": "return torch.abs(output - target).sum()"}),
+    ("overwrites the target", "l1", "does_not_change_what_it_compares",
+     {"torch.abs(output - target)": "torch.abs(target.data.sub_(output.detach()) + (output - output.detach()))"}),
+]
+# fmt: on
+
+
+def _loaded(source, monkeypatch):
+    module = types.ModuleType("a_subject_of_the_kit")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(source, module.__name__, "exec"), module.__dict__)
+    return module
+
+
+def _fails(kit, check, given):
+    """The failure of one check, with its parametrization; None if it passes."""
+    function = getattr(kit, check)
+    cases = [{}]
+    for mark in getattr(function, "pytestmark", []):
+        assert mark.name == "parametrize"
+        cases = [{**case, mark.args[0]: value} for case in cases for value in mark.args[1]]
+    fixture = {name: value for name, value in given.items() if name in inspect.signature(function).parameters}
+    for case in cases:
+        try:
+            function(kit(), **fixture, **case)
+        except (Exception, pytest.fail.Exception) as failure:
+            return failure
+    return None
+
+
+def _checks(kit):
+    return [name for name in dir(kit) if name.startswith("test_")]
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_the_subjects_pass_every_check(subject, monkeypatch):
+    kit, source, subject_of, fixture = SUBJECTS[subject]
+    given = {fixture: subject_of(_loaded(source, monkeypatch))}
+    failed = {check: failure for check in _checks(kit) if (failure := _fails(kit, check, given)) is not None}
+    assert not failed
+
+
+@pytest.mark.parametrize(
+    ("subject", "killer", "changes"), [m[1:] for m in MUTANTS], ids=[f"{m[1]}: {m[0]}" for m in MUTANTS]
+)
+def test_a_mutant_is_killed(subject, killer, changes, monkeypatch):
+    kit, source, subject_of, fixture = SUBJECTS[subject]
+    for old, new in changes.items():
+        assert old in source
+        source = source.replace(old, new)
+    given = {fixture: subject_of(_loaded(source, monkeypatch))}
+    failure = _fails(kit, f"test_{killer}", given)
+    assert failure is not None, f"{kit.__name__}.test_{killer} passes it"
+    assert isinstance(failure, AssertionError | pytest.fail.Exception | LocalPlugError | pickle.UnpicklingError), (
+        failure
+    )
+
+
+def test_every_check_of_the_kit_kills_a_mutant():
+    killers = {(SUBJECTS[subject][0], f"test_{killer}") for _, subject, killer, _ in MUTANTS}
+    unproved = {(kit, check) for kit, *_ in SUBJECTS.values() for check in _checks(kit)} - killers
+    assert not unproved
