@@ -73,10 +73,10 @@ def test_zero_grad_between_micro_batches_forgets_what_was_gathered():
     engine = Engine(model, localplug.method("mezo"), optimizer)
     loss = lambda: F.cross_entropy(model(X), Y)  # noqa: E731
     engine.evaluate(loss)
-    once = engine._coefficients.clone()
+    once = engine._carrier._coefficients.clone()
     optimizer.zero_grad()
     engine.evaluate(loss)
-    torch.testing.assert_close(engine._coefficients, once, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(engine._carrier._coefficients, once, rtol=1e-2, atol=1e-3)
 
 
 def test_a_step_whose_estimate_is_not_finite_is_left_out_and_counted(caplog):

@@ -29,7 +29,7 @@ MEMBER_MAY_IMPORT = {
 FLOORS = (
     ("errors", "hookspecs", "noise"),
     ("contract", "plugins"),
-    ("alarms", "checks", "directions", "replay", "units"),
+    ("alarms", "carrier", "checks", "directions", "output", "replay", "units"),
     ("local", "recipes", "tiles", "zeroth_order"),
     ("perturbation",),
     ("engine",),

@@ -16,50 +16,17 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from localplug.alarms import Alarms
+from localplug.carrier import Carrier
 from localplug.checks import check, refuse, trainable
-from localplug.contract import Estimate, Estimating, Groups, Method, Run, is_float
-from localplug.errors import EngineError, Unsupported
+from localplug.contract import Estimate, Estimating, Groups, Method, Run
+from localplug.errors import EngineError
+from localplug.output import Output
 from localplug.replay import Replay
 
 logger = logging.getLogger("localplug")
-
-
-class _Stub(torch.autograd.Function):
-    """The identity in value. Its backward reports d loss / d leaf to the engine and stops there."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, sink: Callable[[Sequence[Tensor | None]], None], *leaves: Tensor) -> Any:
-        ctx.sink = sink
-        ctx.set_materialize_grads(False)
-        return tuple(leaf.detach() for leaf in leaves)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        ctx.sink(gradients)
-        return (None,) * (2 + len(gradients))
-
-
-@final
-class _Output:
-    """The float leaves of one model output, by the name a user knows ("loss", "logits", "[0]")."""
-
-    def __init__(self, tree: Any) -> None:
-        paths, self._spec = tree_flatten_with_path(tree)
-        self._all = [leaf for _, leaf in paths]
-        self._places = [i for i, leaf in enumerate(self._all) if is_float(leaf)]
-        self.names = [".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in paths[i][0]) for i in self._places]
-        self.leaves: list[Tensor] = [self._all[i] for i in self._places]
-        self.kind = str(self._spec)
-
-    def rebuilt(self, leaves: Sequence[Tensor]) -> Any:
-        everything = list(self._all)
-        for place, leaf in zip(self._places, leaves, strict=True):
-            everything[place] = leaf
-        return tree_unflatten(everything, self._spec)
 
 
 @final
@@ -104,21 +71,12 @@ class Engine:
         self._outputs = tuple(outputs) if outputs is not None else None
         self._used: dict[str, set[str]] = {}  # kind of output -> names of the leaves that the loss was built on
         self._busy = False
-        self._last: _Output | None = None
-        self._coefficients: Tensor | None = None
-        self._carrier = self._smallest(method.num_coefficients) if method.num_coefficients else None
-        self._written: Tensor | None = None
+        self._last: Output | None = None
+        q = method.num_coefficients
+        self._carrier = Carrier([p for _, p in self.run.parameters], q) if q else None
         self._forwards_applied = 0
         self._replay = Replay(model)
         method.setup(self.run)
-
-    def _smallest(self, room: int) -> nn.Parameter:
-        able = [p for _, p in self.run.parameters if p.numel() >= room]
-        if not able:
-            raise Unsupported(
-                f"no trainable parameter has {room} elements, one for each direction; use fewer directions"
-            )
-        return min(able, key=lambda p: p.numel())
 
     # ---- evaluations ----------------------------------------------------------------------------------------------
 
@@ -131,7 +89,7 @@ class Engine:
         finally:
             self._busy = False
 
-    def _tracked(self, output: _Output) -> list[int]:
+    def _tracked(self, output: Output) -> list[int]:
         """Positions of the leaves that an estimate is made of."""
         names = self._used.get(output.kind)
         if names is None and self._outputs is not None:
@@ -143,10 +101,10 @@ class Engine:
             return scalar[:1] or list(range(len(output.leaves)))
         return [i for i, name in enumerate(output.names) if name in names]
 
-    def _send(self, estimating: Estimating, tree: Any) -> _Output:
+    def _send(self, estimating: Estimating, tree: Any) -> Output:
         """Hand one evaluation to the method. StopIteration carries its estimate."""
         self.run.num_forwards += 1
-        output = _Output(tree)
+        output = Output(tree)
         if not output.leaves:
             raise EngineError("the model returned no floating-point tensor, so that no loss can depend on it")
         leaves = [output.leaves[i] for i in self._tracked(output)]
@@ -155,16 +113,14 @@ class Engine:
         estimating.send(leaves)
         return output
 
-    def _drive(self, closure: Callable[[], Any]) -> tuple[_Output, Estimate]:
+    def _drive(self, closure: Callable[[], Any]) -> tuple[Output, Estimate]:
         estimating = self.method.estimate(self.run)
         try:
             next(estimating)
             while True:
                 self._last = None  # the output before may go before the next one comes
                 self._replay.rewind()
-                tree = closure()
-                self._send(estimating, tree)
-                del tree
+                self._send(estimating, _evaluated(closure))
         except StopIteration as stop:
             assert self._last is not None
             return self._last, stop.value
@@ -296,7 +252,7 @@ class Engine:
         with self._inside():
             return self._drive(closure)[1]
 
-    def _wrapped(self, output: _Output, estimate: Estimate, again: Callable[[], Estimate]) -> Any:
+    def _wrapped(self, output: Output, estimate: Estimate, again: Callable[[], Estimate]) -> Any:
         self._last = None
         tracked = self._tracked(output)
         known = output.kind in self._used or self._outputs is not None
@@ -325,25 +281,11 @@ class Engine:
             with torch.no_grad():
                 self._gather(mine.pull_back([gradients[i] for i in positions]))
 
-        anchor = torch.zeros((), device=leaves[0].device, requires_grad=True)
-        with torch.enable_grad():
-            return output.rebuilt(_Stub.apply(anchor, sink, *leaves))
+        return output.stubbed(leaves, sink)
 
     def _gather(self, coefficients: Tensor | None) -> None:
-        if coefficients is None or self._carrier is None:
-            return
-        carrier = self._carrier
-        if self._written is not None and (carrier.grad is None or not carrier.grad.any()):
-            self._coefficients = None  # zero_grad() came between: what was gathered before is not wanted any more
-        gathered = coefficients if self._coefficients is None else self._coefficients + coefficients
-        self._coefficients = gathered
-        # The carrier: one small parameter's gradient shows the coefficients' root mean square to whoever looks at
-        # gradient norms, clips them or scales them; what was done to it is done to the coefficients in apply().
-        q = len(gathered)
-        gradient = torch.zeros_like(carrier, memory_format=torch.contiguous_format)
-        gradient.view(-1)[:q] = (gathered / math.sqrt(q)).to(carrier)
-        carrier.grad = gradient
-        self._written = gradient.clone()
+        if coefficients is not None and self._carrier is not None:
+            self._carrier.gather(coefficients)
 
     # ---- the update -------------------------------------------------------------------------------------------------
 
@@ -363,16 +305,12 @@ class Engine:
             )
         self._forwards_applied = self.run.num_forwards
         groups: Groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-        coefficients = self._coefficients
+        coefficients = None
         if self._carrier is not None:
-            factor = self._carrier_factor()
-            self._refuse_real_gradients()
-            self._carrier.grad = None
-            self._coefficients = self._written = None
+            self._refuse_real_gradients(self._carrier.parameter)
+            coefficients = self._carrier.take()
             if coefficients is None:
                 raise EngineError("no loss was back-propagated in this step (or zero_grad() came after it)")
-            if factor != 1.0:
-                coefficients = coefficients * factor
         values: list[float] = [] if coefficients is None else coefficients.tolist()
         fine = True
         if values:
@@ -386,16 +324,8 @@ class Engine:
         self.run.step += 1
         return fine
 
-    def _carrier_factor(self) -> float:
-        assert self._carrier is not None
-        gradient, written = self._carrier.grad, self._written
-        if gradient is None or written is None or torch.equal(gradient, written):
-            return 1.0
-        before = float(written.float().norm())
-        return float(gradient.float().norm()) / before if before else 1.0
-
-    def _refuse_real_gradients(self) -> None:
-        wrong = [n for n, p in self.run.parameters if p.grad is not None and p is not self._carrier]
+    def _refuse_real_gradients(self, carrier: nn.Parameter) -> None:
+        wrong = [n for n, p in self.run.parameters if p.grad is not None and p is not carrier]
         if wrong:
             raise EngineError(
                 f"a real backward pass reached {wrong[:3]}: part of the loss does not go through the attached module"
@@ -419,6 +349,14 @@ class Engine:
         """Take back what `state_dict` gave."""
         self.run.seed, self.run.step = int(state["seed"]), int(state["step"])
         self.method.load_state_dict(state["method"])
+
+
+def _evaluated(closure: Callable[[], Any]) -> Any:
+    """The closure's output. Its own StopIteration must not pass for the end of an estimate."""
+    try:
+        return closure()
+    except StopIteration as stop:
+        raise RuntimeError("the closure raised StopIteration: its iterator is exhausted") from stop
 
 
 _ATTACHED: "weakref.WeakKeyDictionary[nn.Module, Callable[[], None]]" = weakref.WeakKeyDictionary()

@@ -42,12 +42,16 @@ def tiled_forward(
         shift = None if bias is None else bias.data
         if shift is not None and bias in index:
             shift = directions.add_(shift.clone(), index[bias], terms)
-        parts = []
         rows = max(TILE // width, 1)
+        y: Tensor | None = None
         for first in range(0, num_rows, rows):
             tile = directions.add_(weight.data[first : first + rows].clone(), place, terms, offset=first * width)
-            parts.append(nn.functional.linear(x, tile, None if shift is None else shift[first : first + rows]))
-        return torch.cat(parts, dim=-1)
+            part = nn.functional.linear(x, tile, None if shift is None else shift[first : first + rows])
+            if y is None:  # allocated once: a list of parts would need the whole output twice when it is joined
+                y = part.new_empty(*part.shape[:-1], num_rows)
+            y[..., first : first + rows] = part
+        assert y is not None
+        return y
 
     def embedding(ids: Tensor) -> Tensor:
         used, where = ids.unique(return_inverse=True)

@@ -1,0 +1,58 @@
+"""The carrier: one small parameter's gradient shows the coefficients to whoever looks at gradients.
+
+Its norm is the root mean square of the coefficients, which estimates the norm of the gradient, since E|g|^2 = |grad|^2
+for standard normal directions. Gradient norms in logs, clipping and loss scaling then work as they always do, and what
+they do to the carrier is done to the coefficients.
+"""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from localplug.errors import Unsupported
+
+
+@final
+class Carrier:
+    """Gathers the coefficients of micro-batches, in sight of the trainer.
+
+    Args:
+        parameters: of the model; the smallest one with room carries.
+        num_coefficients: q, at least 1.
+
+    Raises:
+        Unsupported: no parameter has q elements.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], num_coefficients: int) -> None:
+        able = [p for p in parameters if p.numel() >= num_coefficients]
+        if not able:
+            raise Unsupported(
+                f"no trainable parameter has {num_coefficients} elements, one for each direction; use fewer directions"
+            )
+        self.parameter = min(able, key=lambda p: p.numel())
+        self._coefficients: Tensor | None = None
+        self._written: Tensor | None = None
+
+    def gather(self, coefficients: Tensor) -> None:
+        """Add the coefficients of one micro-batch, float32 (q,), and show the sum."""
+        gradient = self.parameter.grad
+        if self._written is not None and (gradient is None or not gradient.any()):
+            self._coefficients = None  # zero_grad() came between: what was gathered before is not wanted any more
+        self._coefficients = coefficients if self._coefficients is None else self._coefficients + coefficients
+        q = len(coefficients)
+        shown = torch.zeros_like(self.parameter, memory_format=torch.contiguous_format)
+        shown.view(-1)[:q] = (self._coefficients / math.sqrt(q)).to(shown)
+        self.parameter.grad = shown
+        self._written = shown.clone()
+
+    def take(self) -> Tensor | None:
+        """The coefficients, scaled as the carrier was since; None if nothing was gathered. Clears the gradient."""
+        coefficients, written, gradient = self._coefficients, self._written, self.parameter.grad
+        self._coefficients = self._written = self.parameter.grad = None
+        if coefficients is None or written is None or gradient is None or torch.equal(gradient, written):
+            return coefficients
+        before = float(written.float().norm())
+        return coefficients * (float(gradient.float().norm()) / before) if before else coefficients
