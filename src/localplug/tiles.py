@@ -9,7 +9,6 @@ so that an evaluation needs no perturbed copy of a vocabulary-sized matrix.
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from localplug.directions import Directions
