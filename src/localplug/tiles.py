@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from localplug.directions import Directions
 
-TILE = 1 << 21  # elements of a matrix perturbed at once: 8 MB in float32
+TILE = 1 << 20  # elements of a matrix perturbed at once: 4 MB in float32
 
 
 def is_tiled(module: nn.Module) -> bool:
