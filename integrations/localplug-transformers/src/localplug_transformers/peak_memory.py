@@ -6,6 +6,7 @@ prints one JSON line: `loaded` and `peak` in bytes of resident memory. Peak minu
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -31,7 +32,9 @@ def measured(how: str, model: str, batch: int, tokens: int, kind: str = "causal"
         RuntimeError: the process failed; with the end of what it printed.
     """
     command = [sys.executable, "-m", "localplug_transformers.peak_memory", how, model, str(batch), str(tokens), kind]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # One arena, and every large block mapped by itself: what is freed leaves the resident memory at once, in all three.
+    steady = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **steady})
     if done.returncode:
         raise RuntimeError(f"measuring {how} failed: {done.stderr[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])

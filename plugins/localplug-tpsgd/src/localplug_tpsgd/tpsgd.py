@@ -75,7 +75,7 @@ class TPSGD(LocalMethod):
     def __init__(
         self,
         loss: str | LocalLoss = "l2",
-        scale: float = 1.0,
+        scale: float = 3.0,
         target: str | TargetGenerator = "projection",
         schedule: Literal["simultaneous", "sequential"] = "simultaneous",
         unit_steps: int | None = None,
@@ -86,7 +86,7 @@ class TPSGD(LocalMethod):
         wrong = []
         if not scale > 0:
             wrong.append(f"scale must be positive, got {scale!r}")
-        if target != "projection" and scale != 1.0:
+        if target != "projection" and scale != 3.0:
             wrong.append(f"scale={scale!r} belongs to target='projection'; give it to your own target generator")
         if schedule not in ("simultaneous", "sequential"):
             wrong.append(f'schedule must be "simultaneous" or "sequential", got {schedule!r}')
