@@ -40,12 +40,12 @@ def arguments(folder, **changes):
     return TrainingArguments(**{**given, **changes})
 
 
-def fit(model, folder, callback, data=None, resume=None, trainer=Trainer, trainer_options=None, **changes):
+def fit(model, folder, callback, data=None, resume=None, trainer=Trainer, trainer_options=None, also=(), **changes):
     made = trainer(
         model,
         arguments(folder, **changes),
         train_dataset=data or Tokens(),
-        callbacks=[callback],
+        callbacks=[callback, *also],
         **(trainer_options or {}),
     )
     made.remove_callback(transformers.PrinterCallback)

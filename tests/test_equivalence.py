@@ -6,7 +6,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import localplug
 from localplug_lightning import LocalPlugStrategy
@@ -43,6 +43,16 @@ def stories(shared_data, request):
     return lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), data
 
 
+class KeepsLosses(TrainerCallback):
+    """What the Trainer gets from the model; its log rounds to four places."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        model.register_forward_hook(lambda m, args, out: self.losses.append(float(out.loss.detach())))
+
+
 def test_callback_strategy_and_bare_loop_agree(stories, tmp_path):
     make, data = stories
     by_callback = make()
@@ -52,7 +62,8 @@ def test_callback_strategy_and_bare_loop_agree(stories, tmp_path):
     )
     callback = LocalPlugCallback("mezo", eps=EPS, seed=7)
     with SavedElements() as saved:
-        trainer = fit(by_callback, tmp_path, callback, data=data, max_steps=STEPS, learning_rate=LR)
+        kept = KeepsLosses()
+        trainer = fit(by_callback, tmp_path, callback, data=data, max_steps=STEPS, learning_rate=LR, also=[kept])
     assert callback.engine.run.num_forwards == 2 * STEPS == 2 * len(seen)  # the hooks see one call a step
     assert all(p.grad is None for p in by_callback.parameters())
     assert len(trainer.optimizer.state) == 0 and saved.total == 0
@@ -92,7 +103,8 @@ def test_callback_strategy_and_bare_loop_agree(stories, tmp_path):
     fitted.fit(module, DataLoader(batches, batch_size=None))
 
     assert losses == pytest.approx(module.losses, rel=1e-6)
-    assert losses == pytest.approx(logged(trainer, "loss"), rel=1e-4)  # the log rounds to four places
+    assert losses == pytest.approx(kept.losses, rel=1e-6)
+    assert losses == pytest.approx(logged(trainer, "loss"), rel=1e-4)
     torch.testing.assert_close(weights(by_callback), weights(by_loop), atol=1e-7, rtol=1e-6)
     torch.testing.assert_close(weights(module.model), weights(by_loop), atol=1e-7, rtol=1e-6)
     assert len(set(losses)) == STEPS
