@@ -28,3 +28,15 @@ def shared_data():
     if not SHARED.is_dir():
         pytest.skip("needs ../shared/data, which is not here")
     return SHARED
+
+
+@pytest.fixture
+def fresh_plugins(monkeypatch):
+    """Plugins loaded anew, in an environment that says nothing about them."""
+    from localplug import plugins
+
+    for variable in ("PLUGINS", "BLOCK", "STRICT"):
+        monkeypatch.delenv(f"LOCALPLUG_{variable}", raising=False)
+    plugins.reload()
+    yield
+    plugins.reload()

@@ -12,6 +12,8 @@ import localplug
 from localplug import hookspecs, plugins
 from localplug.cli import main
 
+pytestmark = pytest.mark.usefixtures("fresh_plugins")
+
 
 class Shouts:
     @localplug.hookimpl
@@ -23,15 +25,6 @@ class Twin:
     @localplug.hookimpl
     def localplug_methods(self):
         return {"mezo": dict}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_plugins(monkeypatch):
-    for variable in ("PLUGINS", "BLOCK", "STRICT"):
-        monkeypatch.delenv(f"LOCALPLUG_{variable}", raising=False)
-    plugins.reload()
-    yield
-    plugins.reload()
 
 
 @pytest.fixture

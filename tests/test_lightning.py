@@ -116,24 +116,15 @@ def test_accumulation_and_clipping(tmp_path):
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(options, tmp_path):
     whole, resumed = module(schedule=True), module(schedule=True)
     keep = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=8, save_top_k=-1, filename="{step}")
-    fitted = trainer(
-        tmp_path,
-        strategy=LocalPlugStrategy("mezo", **options),
-        max_steps=16,
-        enable_checkpointing=True,
-        callbacks=[keep],
-    )
-    fitted.fit(whole, data())
+
+    def made():
+        strategy = LocalPlugStrategy("mezo", **options)
+        return trainer(tmp_path, strategy=strategy, max_steps=16, enable_checkpointing=True, callbacks=[keep])
+
+    made().fit(whole, data())
     checkpoint = next(pathlib.Path(tmp_path).glob("step=8*"))
     assert torch.load(checkpoint, weights_only=True)["localplug"] == {"seed": 0, "step": 8, "method": {}}
-    again = trainer(
-        tmp_path,
-        strategy=LocalPlugStrategy("mezo", **options),
-        max_steps=16,
-        enable_checkpointing=True,
-        callbacks=[keep],
-    )
-    again.fit(resumed, data(), ckpt_path=str(checkpoint), weights_only=True)
+    made().fit(resumed, data(), ckpt_path=str(checkpoint), weights_only=True)
     assert torch.equal(weights(whole), weights(resumed))
 
 

@@ -21,14 +21,7 @@ GOOD = """
         return {"NAME": dict}
 """
 
-
-@pytest.fixture(autouse=True)
-def _fresh_plugins(monkeypatch):
-    for variable in ("PLUGINS", "BLOCK", "STRICT"):
-        monkeypatch.delenv(f"LOCALPLUG_{variable}", raising=False)
-    plugins.reload()
-    yield
-    plugins.reload()
+pytestmark = pytest.mark.usefixtures("fresh_plugins")
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ class Directions:
             for direction, factor in terms
         ]
         half = target.dtype in (torch.float16, torch.bfloat16)
+        dice = noise.stream(run.seed, run.step, -1, name)
         flat, size = target.view(-1), noise.chunk_size(device)
         for start in range(0, flat.numel(), size):
             part = flat[start : start + size]
@@ -70,7 +71,6 @@ class Directions:
                 # the product is rounded before it is added, not fused: the same bits on every device and any chunking
                 value.add_(noise.normal(key, offset + start, part.numel(), device, table))
             if half and stochastic:
-                dice = noise.stream(run.seed, run.step, -1, name)
                 part.copy_(_round_stochastically(value, noise.uniform(dice, start, part.numel(), device), part.dtype))
             elif half:
                 part.copy_(value)

@@ -101,7 +101,7 @@ class Engine:
             return scalar[:1] or list(range(len(output.leaves)))
         return [i for i, name in enumerate(output.names) if name in names]
 
-    def _send(self, estimating: Estimating, tree: Any) -> Output:
+    def _send(self, estimating: Estimating, tree: Any) -> None:
         """Hand one evaluation to the method. StopIteration carries its estimate."""
         self.run.num_forwards += 1
         output = Output(tree)
@@ -111,7 +111,6 @@ class Engine:
         self.alarms.half_precision_loss(leaves)
         self._last = output
         estimating.send(leaves)
-        return output
 
     def _drive(self, closure: Callable[[], Any]) -> tuple[Output, Estimate]:
         estimating = self.method.estimate(self.run)

@@ -56,13 +56,9 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
         outputs: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
-        while not isinstance(optimizer, torch.optim.Optimizer) or "optimizer" in optimizer.__dict__:
-            inner = getattr(optimizer, "optimizer", None)  # accelerate and fabric wrap the optimizer
-            if not isinstance(inner, torch.optim.Optimizer):
-                raise TypeError(f"optimizer must be a torch.optim.Optimizer or a wrapper of one, got {optimizer!r}")
-            optimizer = inner
+        optimizer = innermost(optimizer)
         self.engine = Engine(model, make_method(method, **options), optimizer, seed=seed, outputs=outputs)
-        self._detach = self.engine.attach(targets=targets or (lambda args, kwargs: kwargs.get("labels")))
+        self._detach = self.engine.attach(targets=targets or labels_of_call)
         self._hook = optimizer.register_step_pre_hook(self._before_step)
         logger.info(start_line(self.engine))
 
@@ -82,6 +78,25 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside the wrappers that Accelerate and Fabric put around it.
+
+    Raises:
+        TypeError: there is none.
+    """
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, torch.optim.Optimizer):
+        return innermost(inner)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer or a wrapper of one, got {optimizer!r}")
+    return optimizer
+
+
+def labels_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The labels where nobody says otherwise: the keyword argument `labels` of the model's forward call."""
+    return kwargs.get("labels")
 
 
 def start_line(engine: Engine) -> str:

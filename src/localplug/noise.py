@@ -102,6 +102,7 @@ def normal(key: int, offset: int, num: int, device: torch.device, table: Tensor 
     return torch.index_select(_normal_table(device) if table is None else table, 0, bits16(key, offset, num, device))
 
 
+@functools.lru_cache(maxsize=8)  # the same factor serves every parameter, tile and looked-up row of an evaluation
 @torch.no_grad()
 def normal_table(device: torch.device, factor: float) -> Tensor:
     """The table that makes `normal` give factor * z, rounded as that product is. float32, shape (65536,)."""

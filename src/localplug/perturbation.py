@@ -23,9 +23,9 @@ class Perturbation:
     """Evaluate the model at w + scale * z without writing w.
 
     Each module's own parameters are swapped for a perturbed scratch copy while that module runs; a large linear or
-    embedding layer is evaluated tile by tile instead (localplug.tiles). A parameter that is
-    read outside its module's own call (nn.MultiheadAttention reads out_proj's weight, tied heads read an embedding's)
-    is found during the first evaluation, and keeps its scratch copy for the whole evaluation from then on.
+    embedding layer is evaluated tile by tile instead (localplug.tiles). A parameter that is read outside its module's own
+    call (nn.MultiheadAttention reads out_proj's weight, tied heads read an embedding's) is found during the first
+    evaluation, and keeps its scratch copy for the whole evaluation from then on.
     """
 
     def __init__(self, run: Run, directions: Directions) -> None:

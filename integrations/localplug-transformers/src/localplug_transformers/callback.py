@@ -17,7 +17,7 @@ from transformers.trainer_callback import ExportableState
 
 from localplug import Engine, Method
 from localplug import method as make_method
-from localplug.loop import start_line
+from localplug.loop import innermost, labels_of_call, start_line
 
 logger = logging.getLogger("localplug")
 
@@ -58,7 +58,7 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         self.engine: Engine | None = None
         self._name = method if isinstance(method, str) else type(method).__name__
         self._seed, self._outputs, self._options = seed, outputs, options
-        self._targets = targets or (lambda args, kwargs: kwargs.get("labels"))
+        self._targets = targets or labels_of_call
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -71,7 +71,7 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         self.engine = Engine(
             model,
             self.method,
-            _innermost(optimizer),
+            innermost(optimizer),
             seed=seed,
             outputs=self._outputs,
             clipping=float(args.max_grad_norm or 0.0),
@@ -89,7 +89,7 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         assert self.engine is not None
-        self.engine.apply(_innermost(kwargs["optimizer"]))
+        self.engine.apply(innermost(kwargs["optimizer"]))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -136,12 +136,6 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
             )
         if before.get("method") == now.get("method"):
             self.engine.method.load_state_dict(_from_text(saved["engine"]["method"]))
-
-
-def _innermost(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer that accelerate wrapped."""
-    inner = getattr(optimizer, "optimizer", None)
-    return _innermost(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
 
 
 def _refusals(args: TrainingArguments, method: Method) -> list[str]:
