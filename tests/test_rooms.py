@@ -22,16 +22,16 @@ MEMBER_MAY_IMPORT = {
     "localplug_zo": {"localplug", "torch", "numpy"},  # numpy: the released MeZO draws its seeds with it
     "localplug_tpsgd": {"localplug", "torch"},
     "localplug_transformers": {"localplug", "torch", "transformers"},
-    "localplug_lightning": {"localplug", "torch", "lightning", "pytorch_lightning"},
+    "localplug_lightning": {"localplug", "torch", "lightning", "pytorch_lightning", "torchmetrics"},
 }
 
 # The floors of the host: a file imports only from the floors below its own.
 FLOORS = (
-    ("errors", "hookspecs", "noise"),
+    ("errors", "hookspecs", "interrupts", "noise", "shards"),
     ("contract", "plugins"),
-    ("alarms", "carrier", "checks", "directions", "output", "replay", "units"),
+    ("alarms", "carrier", "checks", "directions", "output", "replay", "units", "workers"),
     ("local", "recipes", "tiles", "zeroth_order"),
-    ("perturbation",),
+    ("attachment", "perturbation"),
     ("engine",),
     ("loop",),
     ("cli", "testing"),

@@ -77,8 +77,14 @@ class SPSA(Method):
         return f"spsa, c {self.c:g} / (step + 1)^{self.gamma:g}"
 
     def problems(self, run: Run) -> list[str]:
-        half = sorted({str(p.dtype) for _, p in run.parameters if p.element_size() < 4})
-        return [f"spsa steps would be lost in the rounding of {half}; load the model in float32"] if half else []
+        found = []
+        if half := sorted({str(p.dtype) for _, p in run.parameters if p.element_size() < 4}):
+            found.append(f"spsa steps would be lost in the rounding of {half}; load the model in float32")
+        if run.num_workers_apart > 1:
+            found.append("spsa draws one direction a step, the same on every worker; set worker_directions='same'")
+        if any(type(p.data) is not torch.Tensor for _, p in run.parameters):
+            found.append("spsa perturbs whole parameters, and these are sharded; replicate the model instead")
+        return found
 
     def setup(self, run: Run) -> None:
         pass

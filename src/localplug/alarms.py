@@ -37,13 +37,22 @@ class Alarms:
                     "float32 (load the model in float32 and use bf16 autocast, or upcast the logits)",
                 )
 
+    def wasted_buckets(self, num_elements: int) -> None:
+        """A DistributedDataParallel round the model keeps gradients that nothing will ever fill, and sends buffers round."""
+        if num_elements > 0:
+            self._say(
+                "buckets",
+                f"DistributedDataParallel holds gradient buckets of {num_elements:,} elements that nothing uses; attach "
+                "before the model is wrapped (transformers: pass the callback to the Trainer's constructor)",
+            )
+
     def coefficients(self, values: Sequence[float], step: int) -> bool:
         """Look at one step's coefficients; False if one is not finite."""
         if not all(map(math.isfinite, values)):
+            logger.warning("step %d: the estimate is %s; its update is left out", step, list(values))
             self._say(
                 "finite",
-                f"step {step}: the estimate is {list(values)}; its update is left out. Lower the learning rate or eps, "
-                "or train in float32",
+                "the loss is not finite at the perturbed weights: lower the learning rate or eps, or train in float32",
             )
             return False
         size = math.sqrt(sum(v * v for v in values) / len(values))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from localplug.errors import Unsupported
+from localplug.shards import local_part, whole
 
 
 @final
@@ -39,12 +40,14 @@ class Carrier:
     def gather(self, coefficients: Tensor) -> None:
         """Add the coefficients of one micro-batch, float32 (q,), and show the sum."""
         gradient = self.parameter.grad
-        if self._written is not None and (gradient is None or not gradient.any()):
+        if self._written is not None and (gradient is None or not whole(gradient).any()):
             self._coefficients = None  # zero_grad() came between: what was gathered before is not wanted any more
         self._coefficients = coefficients if self._coefficients is None else self._coefficients + coefficients
         q = len(coefficients)
         shown = torch.zeros_like(self.parameter, memory_format=torch.contiguous_format)
-        shown.view(-1)[:q] = (self._coefficients / math.sqrt(q)).to(shown)
+        local, first = local_part(shown)
+        mine = (self._coefficients / math.sqrt(q))[first : first + local.numel()]  # of a shard what lies in it
+        local.view(-1)[: len(mine)] = mine.to(local)
         self.parameter.grad = shown
         self._written = shown.clone()
 
@@ -52,7 +55,10 @@ class Carrier:
         """The coefficients, scaled as the carrier was since; None if nothing was gathered. Clears the gradient."""
         coefficients, written, gradient = self._coefficients, self._written, self.parameter.grad
         self._coefficients = self._written = self.parameter.grad = None
-        if coefficients is None or written is None or gradient is None or torch.equal(gradient, written):
+        if coefficients is None or written is None or gradient is None:
+            return coefficients
+        gradient, written = whole(gradient), whole(written)
+        if torch.equal(gradient, written):
             return coefficients
         before = float(written.float().norm())
         return coefficients * (float(gradient.float().norm()) / before) if before else coefficients

@@ -5,6 +5,7 @@ from torch import nn
 
 from localplug.contract import Method, Run, parameter_names
 from localplug.errors import Unsupported
+from localplug.shards import is_sharded, unsupported_shards
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -29,13 +30,22 @@ def check(
         accumulation: micro-batches in one optimizer step.
     """
     run = Run(model, trainable(model), seed, clipping=clipping, accumulation=accumulation)
-    found: list[str] = []
+    return problems(run, method, optimizer)
+
+
+def problems(run: Run, method: Method, optimizer: torch.optim.Optimizer | None = None) -> list[str]:
+    """The same for a run that is already described."""
+    model, found = run.model, []
     if not run.parameters:
         return ["the model has no trainable parameter; set requires_grad=True on what should be trained"]
     for what, wrong in (
         ("floating-point", [n for n, p in run.parameters if not p.is_floating_point()]),
         ("materialised (they are on the meta device)", [n for n, p in run.parameters if p.is_meta]),
-        ("plain tensors (they are sharded)", [n for n, p in run.parameters if type(p.data) is not torch.Tensor]),
+        (
+            "plain tensors or DTensors",
+            [n for n, p in run.parameters if type(p.data) is not torch.Tensor and not is_sharded(p)],
+        ),
+        ("sharded by rows, as fully_shard does it", unsupported_shards(run.parameters)),
     ):
         if wrong:
             found.append(
@@ -43,9 +53,27 @@ def check(
             )
     if isinstance(model, nn.DataParallel):
         found.append("nn.DataParallel replicates the model round the engine; use one device")
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if together and (workers := torch.distributed.get_world_size()) > 1:
-        found.append(f"{workers} processes train together, which this release does not support; start one process")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        found.append(
+            "DistributedDataParallel holds a gradient bucket for every weight; attach to the model before it is wrapped"
+        )
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+        found.append(
+            "FullyShardedDataParallel (FSDP1) flattens parameters of several modules into one, so that an element's place "
+            "in its parameter is lost; use torch.distributed.fsdp.fully_shard (FSDP2)"
+        )
+    if any(is_sharded(p) for _, p in run.parameters):
+        if not method.num_coefficients:
+            found.append(
+                "layer-local methods need whole parameters, and these are sharded; replicate the model instead"
+            )
+        if run.num_workers_apart > 1:
+            found.append(
+                "workers that share sharded parameters see the same weights, and so cannot draw different directions; "
+                "set worker_directions='same'"
+            )
+    if run.num_workers_apart > 1 and not method.num_coefficients:
+        found.append("worker_directions='different' is for methods that draw directions; leave it at 'same'")
     if optimizer is not None:
         found += _optimizer_problems(run, optimizer)
     return found + method.problems(run)

@@ -28,6 +28,10 @@ class Run:
     """The gradient norm that the trainer clips to; 0 if it does not clip."""
     accumulation: int = 1
     """Micro-batches in one optimizer step."""
+    first_direction: int = 0
+    """Number of the first direction that this worker draws; 0 unless each worker draws directions of its own."""
+    num_workers_apart: int = 1
+    """Workers that draw different directions; `Method.update` gets the coefficients of all of them, in order."""
     targets: Any = None
     """The labels of the batch in work, for methods that need them; None where the trainer did not hand them over."""
     num_forwards: int = 0
@@ -99,7 +103,8 @@ class Method(abc.ABC):
         """Change the weights, or write p.grad for the optimizer that steps next.
 
         Args:
-            coefficients: finite; accumulated over micro-batches, and scaled by whatever clipped them.
+            coefficients: finite; accumulated over micro-batches, and scaled by whatever clipped them. Number j belongs
+                to direction j: num_coefficients of them, or that of all workers where each draws its own directions.
             groups: the parameter group of the trainer's optimizer (lr, weight_decay) for each trained parameter.
         """
 

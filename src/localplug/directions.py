@@ -8,6 +8,7 @@ from torch import Tensor
 
 from localplug import noise
 from localplug.contract import Run
+from localplug.shards import is_sharded, local_part
 
 
 @final
@@ -28,8 +29,8 @@ class Directions:
         """target <- target + sum of factor * z over (direction, factor) in terms, chunk by chunk, in float32 or better.
 
         Args:
-            target: elements offset ... offset + target.numel() - 1 of something shaped like parameter `index`; of
-                half precision it is rounded to nearest in the end.
+            target: elements offset ... offset + target.numel() - 1 of something shaped like parameter `index`, of a
+                DTensor those that this worker holds; of half precision it is rounded to nearest in the end.
         """
         return self._combine(target, index, terms, 0.0, offset, stochastic=False)
 
@@ -51,6 +52,10 @@ class Directions:
     ) -> Tensor:
         run = self._run
         name, _ = run.parameters[index]
+        if is_sharded(target):
+            local, first = local_part(target)
+            self._combine(local, index, terms, decay, offset + first, stochastic=stochastic)
+            return target
         if not target.is_contiguous():  # elements are numbered row by row, whatever the strides
             whole = self._combine(target.contiguous(), index, terms, decay, offset, stochastic=stochastic)
             return target.copy_(whole)
@@ -71,7 +76,9 @@ class Directions:
                 # the product is rounded before it is added, not fused: the same bits on every device and any chunking
                 value.add_(noise.normal(key, offset + start, part.numel(), device, table))
             if half and stochastic:
-                part.copy_(_round_stochastically(value, noise.uniform(dice, start, part.numel(), device), part.dtype))
+                part.copy_(
+                    _round_stochastically(value, noise.uniform(dice, offset + start, part.numel(), device), part.dtype)
+                )
             elif half:
                 part.copy_(value)
         return target

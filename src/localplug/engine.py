@@ -10,21 +10,21 @@ and `apply(optimizer)` turns what they gathered into one update. The engine know
 import contextlib
 import logging
 import math
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from localplug.alarms import Alarms
+from localplug.attachment import Attachment
 from localplug.carrier import Carrier
-from localplug.checks import check, refuse, trainable
+from localplug.checks import problems, refuse, trainable
 from localplug.contract import Estimate, Estimating, Groups, Method, Run
 from localplug.errors import EngineError
 from localplug.output import Output
 from localplug.replay import Replay
+from localplug.workers import Workers, number_of_workers, spare_gradients
 
 logger = logging.getLogger("localplug")
 
@@ -42,10 +42,16 @@ class Engine:
             scalar loss is assumed, and the first backward call corrects the assumption at the cost of one repetition.
         clipping: the gradient norm that the trainer clips to, 0 if it does not; methods that must not be clipped refuse.
         accumulation: micro-batches in one optimizer step, for methods that refuse it.
+        worker_directions: what several processes of torch.distributed do: "same" evaluates the same directions on each
+            worker's part of the batch and averages; "different" gives each worker directions of its own, so that W
+            workers average W times as many. One process does the same either way.
+        process_group: the processes that train this model; by default all of torch.distributed.
+        max_bad_steps: after so many steps in a row without a finite estimate training ends with an error; at least 1.
         refusals: reasons why the trainer cannot take part, to be reported together with all the others.
 
     Raises:
         Unsupported: the model, the method and the optimizer cannot train together; lists every reason.
+        EngineError: the workers do not start alike.
     """
 
     def __init__(
@@ -58,12 +64,23 @@ class Engine:
         outputs: Sequence[str] | None = None,
         clipping: float = 0.0,
         accumulation: int = 1,
+        worker_directions: Literal["same", "different"] = "same",
+        process_group: Any = None,
+        max_bad_steps: int = 20,
         refusals: Sequence[str] = (),
     ) -> None:
         if isinstance(outputs, str):
             raise TypeError(f"outputs must be a sequence of names such as ({outputs!r},), got the string {outputs!r}")
-        refuse([*refusals, *check(model, method, optimizer, seed=seed, clipping=clipping, accumulation=accumulation)])
-        self.run = Run(model, trainable(model), seed, clipping=clipping, accumulation=accumulation)
+        if worker_directions not in ("same", "different"):
+            raise ValueError(f'worker_directions must be "same" or "different", got {worker_directions!r}')
+        if not (isinstance(max_bad_steps, int) and max_bad_steps >= 1):
+            raise ValueError(f"max_bad_steps must be an integer of at least 1, got {max_bad_steps!r}")
+        num_workers = number_of_workers(process_group)
+        apart = num_workers if worker_directions == "different" else 1
+        self.run = Run(
+            model, trainable(model), seed, clipping=clipping, accumulation=accumulation, num_workers_apart=apart
+        )
+        refuse([*refusals, *problems(self.run, method, optimizer)])
         self.method = method
         self.alarms = Alarms()
         self.gradient_norm: float | None = None
@@ -72,22 +89,65 @@ class Engine:
         self._used: dict[str, set[str]] = {}  # kind of output -> names of the leaves that the loss was built on
         self._busy = False
         self._last: Output | None = None
-        q = method.num_coefficients
+        q = method.num_coefficients * apart
         self._carrier = Carrier([p for _, p in self.run.parameters], q) if q else None
         self._forwards_applied = 0
         self._replay = Replay(model)
+        self._max_bad_steps, self._bad_steps = max_bad_steps, 0
+        self._attachment: Attachment | None = None
+        self._process_group, self._workers, self._take_back = process_group, None, None
+        if num_workers > 1:
+            self._workers = Workers(process_group, different=apart > 1)
+            self._workers.start_alike(model, self.run)
+            self._take_back = spare_gradients(model)
+            if apart > 1:
+                self.run.first_direction = self._workers.rank * method.num_coefficients
         method.setup(self.run)
 
     # ---- evaluations ----------------------------------------------------------------------------------------------
 
+    @property
+    def is_evaluating(self) -> bool:
+        """Whether an estimate is being made."""
+        return self._busy
+
+    @property
+    def num_shown(self) -> int:
+        """Elements of the parameter whose gradient shows the coefficients; 0 for methods that have none."""
+        return self._carrier.parameter.numel() if self._carrier is not None else 0
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that train this model together."""
+        return self._workers.size if self._workers is not None else 1
+
+    @property
+    def worker_directions(self) -> str:
+        """What the workers draw: "same" or "different" directions."""
+        return "different" if self.run.num_workers_apart > 1 else "same"
+
+    @property
+    def has_estimate(self) -> bool:
+        """Whether a loss reached the engine since the last update."""
+        return self.run.num_forwards > self._forwards_applied
+
     @contextlib.contextmanager
-    def _inside(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
+        """The surroundings of one estimate: no gradients, and the same random numbers in each evaluation."""
         self._busy = True
         try:
             with torch.no_grad(), self._replay:
                 yield
         finally:
             self._busy = False
+
+    def rewind(self) -> None:
+        """Before each evaluation of an estimate."""
+        self._replay.rewind()
+
+    def forget(self) -> None:
+        """Let go of the last output, so that its memory is free for the next one."""
+        self._last = None
 
     def _tracked(self, output: Output) -> list[int]:
         """Positions of the leaves that an estimate is made of."""
@@ -101,7 +161,7 @@ class Engine:
             return scalar[:1] or list(range(len(output.leaves)))
         return [i for i, name in enumerate(output.names) if name in names]
 
-    def _send(self, estimating: Estimating, tree: Any) -> None:
+    def send(self, estimating: Estimating, tree: Any) -> None:
         """Hand one evaluation to the method. StopIteration carries its estimate."""
         self.run.num_forwards += 1
         output = Output(tree)
@@ -112,17 +172,16 @@ class Engine:
         self._last = output
         estimating.send(leaves)
 
-    def _drive(self, closure: Callable[[], Any]) -> tuple[Output, Estimate]:
+    def _drive(self, closure: Callable[[], Any]) -> Estimate:
         estimating = self.method.estimate(self.run)
         try:
             next(estimating)
             while True:
-                self._last = None  # the output before may go before the next one comes
-                self._replay.rewind()
-                self._send(estimating, _evaluated(closure))
+                self.forget()
+                self.rewind()
+                self.send(estimating, _evaluated(closure))
         except StopIteration as stop:
-            assert self._last is not None
-            return self._last, stop.value
+            return stop.value
         finally:
             estimating.close()  # leaves the method's `with` blocks, also when an evaluation raised
 
@@ -136,22 +195,23 @@ class Engine:
         Returns: the loss, detached.
         """
         self.run.targets = targets
-        with self._inside():
-            output, estimate = self._drive(closure)
-            loss = estimate.values[0] if estimate.values else output.leaves[0].detach()
+        with self.evaluating():
+            estimate = self._drive(closure)
+            assert self._last is not None
+            loss = estimate.values[0] if estimate.values else self._last.leaves[0].detach()
             if loss.dim() != 0:
                 raise ValueError(f"the closure must return a scalar loss, got shape {tuple(loss.shape)}")
-            self._gather(estimate.pull_back([torch.full_like(loss, scale)]))
+            self._gather(estimate, [torch.full_like(loss, scale)])
         self.run.targets = None
-        self._last = None
+        self.forget()
         return loss
 
     def surrogate(self, closure: Callable[[], Any], *, targets: Any = None) -> Any:
         """Estimate from a closure that gives any output; the result looks differentiable and reports to the engine."""
         self.run.targets = targets
-        with self._inside():
-            output, estimate = self._drive(closure)
-        return self._wrapped(output, estimate, lambda: self._again(closure, targets))
+        with self.evaluating():
+            estimate = self._drive(closure)
+        return self.wrapped(estimate, closure, targets)
 
     def attach(
         self,
@@ -161,98 +221,33 @@ class Engine:
     ) -> Callable[[], None]:
         """Let every training forward of `module` (by default the model) be estimated; returns what detaches it.
 
-        A call is left alone in evaluation mode and while gradients are off. All but the last evaluation run before the
-        framework's own forward call, which is the last one, so that no earlier output lives when it peaks.
-
         Args:
             targets: gets the call's (args, kwargs) and gives the labels, for layer-local methods.
         """
-        module = self.run.model if module is None else module
-        pending: list[tuple[Estimating, contextlib.ExitStack]] = []
-
-        def abandon() -> None:
-            while pending:
-                estimating, stack = pending.pop()
-                with stack:
-                    estimating.close()
-
-        def before(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._busy or called is not module or not module.training or not torch.is_grad_enabled():
-                return  # a copy of the model carries a copy of this hook, and is not ours
-            self.run.targets = targets(args, kwargs) if targets else None
-            stack = contextlib.ExitStack()
-            stack.enter_context(self._inside())
-            estimating = self.method.estimate(self.run)
-            pending.append((estimating, stack))
-            try:
-                next(estimating)
-                for _ in range(self.method.num_evaluations - 1):
-                    self._replay.rewind()
-                    self._send(estimating, module.forward(*args, **kwargs))
-                    self._last = None
-                self._replay.rewind()
-            except BaseException:
-                abandon()
-                raise
-
-        def after(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tree: Any) -> Any:
-            if called is not module or not pending:
-                return None
-            estimate: Estimate | None = None
-            try:
-                if tree is None:
-                    return None  # the forward raised; `abandon` restores the weights
-                self._send(pending[-1][0], tree)
-                raise EngineError(
-                    f"{type(self.method).__name__} asks for more evaluations than its num_evaluations = "
-                    f"{self.method.num_evaluations}"
-                )
-            except StopIteration as stop:
-                estimate = stop.value
-            finally:
-                abandon()
-            output = self._last
-            assert output is not None and estimate is not None
-            asked_for = self.run.targets
-            return self._wrapped(
-                output, estimate, lambda: self._again(lambda: module.forward(*args, **kwargs), asked_for)
-            )
-
-        if (old := _ATTACHED.pop(module, None)) is not None:
-            old()  # a training that was interrupted never detached itself
-        handles: list[RemovableHandle] = [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, with_kwargs=True, always_call=True),
-            # Torch runs no hook after a KeyboardInterrupt: whoever saves the model then must see its own weights.
-            module.register_state_dict_pre_hook(lambda *_: abandon()),
-        ]
-
-        def detach() -> None:
-            abandon()
-            for handle in handles:
-                handle.remove()
-            if _ATTACHED.get(module) is detach:
-                del _ATTACHED[module]
-
-        _ATTACHED[module] = detach
-        return detach
+        self._attachment = Attachment(self, self.run.model if module is None else module, targets)
+        return self._attachment.detach
 
     def close(self) -> None:
-        """Undo what the method did to the model. The engine is of no use afterwards."""
-        if (detach := _ATTACHED.get(self.run.model)) is not None:
-            detach()
+        """Undo what the engine and the method did to the model. The engine is of no use afterwards."""
+        if self._attachment is not None:
+            self._attachment.detach()
+        if self._take_back is not None:
+            self._take_back()
         self.method.teardown()
 
     # ---- from the trainer's backward to coefficients ----------------------------------------------------------------
 
-    def _again(self, closure: Callable[[], Any], targets: Any) -> Estimate:
-        """The same estimate once more, now that it is known which leaves the loss is built on."""
-        self.run.targets = targets
-        with self._inside():
-            return self._drive(closure)[1]
+    def wrapped(self, estimate: Estimate, evaluate: Callable[[], Any], targets: Any) -> Any:
+        """The last output, with leaves that look differentiable and whose backward reports to the engine.
 
-    def _wrapped(self, output: Output, estimate: Estimate, again: Callable[[], Estimate]) -> Any:
-        self._last = None
+        Args:
+            evaluate: gives the output once more; used when the first backward shows that the loss is built on another
+                leaf than was assumed.
+            targets: the labels of this estimate.
+        """
+        output = self._last
+        assert output is not None
+        self.forget()
         tracked = self._tracked(output)
         known = output.kind in self._used or self._outputs is not None
         replayable = self._replay.frozen()
@@ -275,15 +270,30 @@ class Engine:
             if not known:
                 self._used[kind] = {names[i] for i in positions}
                 if positions is not tracked:
-                    with replayable:
-                        mine = again()
+                    self.run.targets = targets
+                    with replayable, self.evaluating():
+                        mine = self._drive(evaluate)
+                    self.forget()
             with torch.no_grad():
-                self._gather(mine.pull_back([gradients[i] for i in positions]))
+                self._gather(mine, [gradients[i] for i in positions])
 
         return output.stubbed(leaves, sink)
 
-    def _gather(self, coefficients: Tensor | None) -> None:
-        if coefficients is not None and self._carrier is not None:
+    def _gather(self, estimate: Estimate, leaf_gradients: Sequence[Tensor | None]) -> None:
+        """Add what one micro-batch gave: to the carrier, or, of a layer-local method, to the gradients."""
+        coefficients = estimate.pull_back(leaf_gradients)
+        if self._workers is None and number_of_workers(self._process_group) > 1:
+            raise EngineError(
+                "torch.distributed came up after localplug: this worker would train alone. Attach after "
+                "init_process_group (Accelerator(), fabric.launch() and the like do it)"
+            )
+        if coefficients is None:
+            if self._workers is not None:
+                self._workers.average_([p.grad for _, p in self.run.parameters if p.grad is not None], self.run)
+            return
+        if self._workers is not None:
+            coefficients = self._workers.exchange(coefficients, self.run)
+        if self._carrier is not None:
             self._carrier.gather(coefficients)
 
     # ---- the update -------------------------------------------------------------------------------------------------
@@ -297,7 +307,7 @@ class Engine:
             EngineError: no evaluation reached the engine since the last update, or a real backward pass reached the
                 weights of a method that needs none.
         """
-        if self.run.num_forwards == self._forwards_applied:
+        if not self.has_estimate:
             raise EngineError(
                 "no evaluation reached localplug in this step: the loss was computed without a training forward call "
                 "of the attached module"
@@ -318,9 +328,14 @@ class Engine:
         if fine:
             with torch.no_grad():
                 self.method.update(self.run, values, groups)
-        else:
-            self.run.num_dropped += 1
+        self._bad_steps = 0 if fine else self._bad_steps + 1
+        self.run.num_dropped += not fine
         self.run.step += 1
+        if self._bad_steps >= self._max_bad_steps:
+            raise EngineError(
+                f"the estimates of the last {self._bad_steps} steps were not finite, and so nothing is learned; go back "
+                "to a checkpoint and lower the learning rate, or train in float32 (max_bad_steps raises this limit)"
+            )
         return fine
 
     def _refuse_real_gradients(self, carrier: nn.Parameter) -> None:
@@ -356,6 +371,3 @@ def _evaluated(closure: Callable[[], Any]) -> Any:
         return closure()
     except StopIteration as stop:
         raise RuntimeError("the closure raised StopIteration: its iterator is exhausted") from stop
-
-
-_ATTACHED: "weakref.WeakKeyDictionary[nn.Module, Callable[[], None]]" = weakref.WeakKeyDictionary()

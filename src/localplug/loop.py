@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
         seed: of the random directions.
         targets: gets (args, kwargs) of the forward call and gives the labels; by default kwargs["labels"].
         outputs: names of the output leaves that the loss is built on, if known.
+        worker_directions, process_group, max_bad_steps: see localplug.Engine. With several processes attach before the
+            model is wrapped in DistributedDataParallel (accelerator.prepare, fabric.setup), so that it makes no buckets.
         **options: the method's own, checked against its signature.
 
     Raises:
@@ -54,10 +56,22 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
         seed: int = 0,
         targets: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None,
         outputs: Sequence[str] | None = None,
+        worker_directions: Literal["same", "different"] = "same",
+        process_group: Any = None,
+        max_bad_steps: int = 20,
         **options: Any,
     ) -> None:
         optimizer = innermost(optimizer)
-        self.engine = Engine(model, make_method(method, **options), optimizer, seed=seed, outputs=outputs)
+        self.engine = Engine(
+            model,
+            make_method(method, **options),
+            optimizer,
+            seed=seed,
+            outputs=outputs,
+            worker_directions=worker_directions,
+            process_group=process_group,
+            max_bad_steps=max_bad_steps,
+        )
         self._detach = self.engine.attach(targets=targets or labels_of_call)
         self._hook = optimizer.register_step_pre_hook(self._before_step)
         logger.info(start_line(self.engine))
@@ -103,7 +117,9 @@ def start_line(engine: Engine) -> str:
     """What is true at the start of every training, in one line: the method, its cost in forward passes, the weights."""
     weights = sum(p.numel() for _, p in engine.run.parameters)
     passes = engine.method.num_evaluations
+    workers = engine.num_workers
+    together = f", {workers} workers with {engine.worker_directions} directions" if workers > 1 else ""
     return (
         f"{engine.method.describe()}; {passes} forward pass{'es' if passes > 1 else ''} a batch, no backward pass "
-        f"through the model, {weights:,} weights, seed {engine.run.seed}"
+        f"through the model, {weights:,} weights, seed {engine.run.seed}{together}"
     )

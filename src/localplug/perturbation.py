@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from localplug.contract import Run
 from localplug.directions import Directions
+from localplug.shards import is_sharded, let_go, local_part
 from localplug.tiles import is_tiled, tiled_forward
 
 
@@ -26,11 +27,15 @@ class Perturbation:
     embedding layer is evaluated tile by tile instead (localplug.tiles). A parameter that is read outside its module's own
     call (nn.MultiheadAttention reads out_proj's weight, tied heads read an embedding's) is found during the first
     evaluation, and keeps its scratch copy for the whole evaluation from then on.
+
+    Sharded parameters (DTensor) are the exception: fully_shard gathers them from storage of its own, so that each
+    worker's shard is written, and put back from a copy of it.
     """
 
     def __init__(self, run: Run, directions: Directions) -> None:
         self._run, self._directions = run, directions
-        self._index = {parameter: i for i, (_, parameter) in enumerate(run.parameters)}
+        self._index = {parameter: i for i, (_, parameter) in enumerate(run.parameters) if not is_sharded(parameter)}
+        self._sharded = [i for i, (_, parameter) in enumerate(run.parameters) if is_sharded(parameter)]
         self._owners = [
             (module, own)
             for module in run.model.modules()
@@ -44,7 +49,8 @@ class Perturbation:
 
     @contextlib.contextmanager
     def __call__(self, direction: int, scale: float) -> Iterator[None]:
-        """While this context is open, every forward pass of the model sees w + scale * z of this direction."""
+        """While this context is open, every forward pass of the model sees w + scale * z of this worker's direction."""
+        direction += self._run.first_direction
         originals: dict[int, tuple[Tensor, int]] = {}  # parameter -> (its own data, how many open modules swapped it)
         swapping: set[int] = set()  # so that the explorer does not take our own reads for the model's
 
@@ -76,7 +82,10 @@ class Perturbation:
         handles: list[Any] = []
         tiled: list[nn.Module] = []
         explorer = contextlib.nullcontext() if self._explored else _Explorer(self._index, read_outside)
+        stack = contextlib.ExitStack()
         try:
+            if self._sharded:
+                stack.enter_context(self._shifted_shards(direction, scale))
             for index in self.read_outside:
                 swap(index)
             for module, own in self._owners:
@@ -96,6 +105,23 @@ class Perturbation:
                 del module.forward
             for index, (data, _) in originals.items():
                 self._run.parameters[index][1].data = data
+            stack.close()
+
+    @contextlib.contextmanager
+    def _shifted_shards(self, direction: int, scale: float) -> Iterator[None]:
+        kept: list[tuple[Tensor, Tensor]] = []
+        try:
+            for index in self._sharded:
+                shard = self._run.parameters[index][1].data
+                local, _ = local_part(shard)
+                kept.append((local, local.clone()))
+                self._directions.add_(shard, index, [(direction, scale)])
+            let_go(self._run.model)
+            yield
+        finally:
+            for local, value in kept:
+                local.copy_(value)
+            let_go(self._run.model)
 
 
 def _quietly(

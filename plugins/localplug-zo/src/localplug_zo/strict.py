@@ -43,6 +43,13 @@ class StrictMeZO:
             found.append(f"strict='mezo' is defined for float32 weights, the model has {wrong}; load it in float32")
         if wrong := sorted({str(p.device) for _, p in run.parameters if p.device.type != "cpu"}):
             found.append(f"strict='mezo' is defined on the CPU, the model is on {wrong}; leave strict out elsewhere")
+        if run.num_workers_apart > 1:
+            found.append(
+                f"strict='mezo' has one direction a step, and here {run.num_workers_apart} workers would draw "
+                "different ones; set worker_directions='same'"
+            )
+        if any(type(p.data) is not Tensor for _, p in run.parameters):
+            found.append("strict='mezo' draws the noise of whole parameters, and these are sharded; leave strict out")
         if run.clipping:
             found.append(
                 f"strict='mezo' does not clip, and this trainer clips the projected gradient to {run.clipping:g}; "

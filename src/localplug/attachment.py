@@ -1,0 +1,131 @@
+"""Hooks on a module that let each of its training forwards be estimated by an engine.
+
+All evaluations but the last run in a forward pre-hook, and the framework's own forward call is the last one, so that no
+earlier output lives when it peaks. A forward hook ends the estimate and hands out an output that looks differentiable.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from localplug.contract import Estimate, Estimating
+from localplug.errors import EngineError
+from localplug.interrupts import HeldInterrupt
+from localplug.shards import gathers_itself
+from localplug.workers import wasted_buckets
+
+if TYPE_CHECKING:
+    from localplug.engine import Engine
+
+Targets = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+
+
+@final
+class Attachment:
+    """The hooks of one engine on one module.
+
+    A call is left alone in evaluation mode and while gradients are off. A copy of the module carries copies of the
+    hooks, which do nothing.
+
+    Args:
+        targets: gets the call's (args, kwargs) and gives the labels, for layer-local methods.
+    """
+
+    def __init__(self, engine: "Engine", module: nn.Module, targets: Targets | None) -> None:
+        self._engine, self._module, self._targets = engine, module, targets
+        self._pending: list[tuple[Estimating, contextlib.ExitStack]] = []
+        self._interrupt = HeldInterrupt()
+        self._nested = False  # in a call of our own
+        if (old := _ATTACHED.pop(module, None)) is not None:
+            old.detach()  # a training that was interrupted never detached itself
+        # Where a module's own hooks gather its parameters, they must see what an evaluation has made of the shards.
+        self._gathers = gathers_itself(module)
+        self._handles: list[RemovableHandle] = [
+            module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=self._gathers),
+            module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            # After an exception that is no Exception torch runs no hook: whoever saves the model must see its own weights.
+            module.register_state_dict_pre_hook(lambda *_: self._abandon()),
+        ]
+        _ATTACHED[module] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Attachment":
+        return self  # a copy of the module keeps its hooks, which then see that they are not called by their module
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        self._abandon()
+        for handle in self._handles:
+            handle.remove()
+        if _ATTACHED.get(self._module) is self:
+            del _ATTACHED[self._module]
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Evaluate the module once more. Hooks of others on the module itself see the framework's own call alone."""
+        if not self._gathers:
+            return self._module.forward(*args, **kwargs)
+        self._nested = True
+        try:
+            return self._module(*args, **kwargs)
+        finally:
+            self._nested = False
+
+    def _abandon(self) -> None:
+        self._interrupt.let_go()
+        while self._pending:
+            estimating, stack = self._pending.pop()
+            with stack:
+                estimating.close()
+
+    def _before(self, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        engine, module = self._engine, self._module
+        if engine.is_evaluating or called is not module or not module.training or not torch.is_grad_enabled():
+            return
+        engine.alarms.wasted_buckets(wasted_buckets() - engine.num_shown)
+        engine.run.targets = self._targets(args, kwargs) if self._targets else None
+        stack = contextlib.ExitStack()
+        stack.enter_context(engine.evaluating())
+        estimating = engine.method.estimate(engine.run)
+        self._pending.append((estimating, stack))
+        try:
+            next(estimating)
+            for _ in range(engine.method.num_evaluations - 1):
+                engine.rewind()
+                engine.send(estimating, self.call(args, kwargs))
+                engine.forget()
+            engine.rewind()
+        except BaseException:
+            self._abandon()
+            raise
+        self._interrupt.hold()
+
+    def _after(self, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tree: Any) -> Any:
+        engine = self._engine
+        if called is not self._module or not self._pending or self._nested:
+            return None
+        estimate: Estimate | None = None
+        try:
+            if tree is None:
+                return None  # the forward raised; `_abandon` restores the weights
+            engine.send(self._pending[-1][0], tree)
+            raise EngineError(
+                f"{type(engine.method).__name__} asks for more evaluations than its num_evaluations = "
+                f"{engine.method.num_evaluations}"
+            )
+        except StopIteration as stop:
+            estimate = stop.value
+        finally:
+            interrupted = self._interrupt.let_go()
+            self._abandon()
+            if interrupted is not None:
+                interrupted()
+        targets = engine.run.targets
+        assert estimate is not None
+        return engine.wrapped(estimate, lambda: self.call(args, kwargs), targets)
+
+
+_ATTACHED: "weakref.WeakKeyDictionary[nn.Module, Attachment]" = weakref.WeakKeyDictionary()
