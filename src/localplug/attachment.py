@@ -2,6 +2,9 @@
 
 All evaluations but the last run in a forward pre-hook, and the framework's own forward call is the last one, so that no
 earlier output lives when it peaks. A forward hook ends the estimate and hands out an output that looks differentiable.
+
+Under torch.compile the two hooks break the graph round the model's forward, which is compiled as ever, also where it is
+called from the first hook: of what happens here the compiler sees nothing but those calls.
 """
 
 import contextlib
@@ -14,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from localplug.contract import Estimate, Estimating
-from localplug.errors import EngineError
+from localplug.errors import EngineError, Unsupported
 from localplug.interrupts import HeldInterrupt
 from localplug.shards import gathers_itself
 from localplug.workers import wasted_buckets
@@ -45,6 +48,8 @@ class Attachment:
             old.detach()  # a training that was interrupted never detached itself
         # Where a module's own hooks gather its parameters, they must see what an evaluation has made of the shards.
         self._gathers = gathers_itself(module)
+        hidden = torch.compiler.disable
+        self._start, self._feed, self._finish = hidden(self._begin), hidden(self._take), hidden(self._end)
         self._handles: list[RemovableHandle] = [
             module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=self._gathers),
             module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -82,9 +87,29 @@ class Attachment:
                 estimating.close()
 
     def _before(self, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        engine, module = self._engine, self._module
-        if engine.is_evaluating or called is not module or not module.training or not torch.is_grad_enabled():
+        if self._engine.is_evaluating or called is not self._module or not self._module.training:
             return
+        if not torch.is_grad_enabled():
+            return
+        if torch.compiler.is_compiling():  # true while the compiler reads this
+            self._engine.run.is_compiled = True
+        self._evaluate(args, kwargs)
+
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """All evaluations but the last; the compiler skips this frame, and reads those it calls."""
+        estimating = self._start(args, kwargs)
+        try:
+            for _ in range(self._engine.method.num_evaluations - 1):
+                self._feed(estimating, self.call(args, kwargs))
+        except BaseException:
+            self._abandon()
+            raise
+        self._interrupt.hold()
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimating:
+        engine = self._engine
+        if engine.run.is_compiled and not engine.method.num_coefficients:
+            raise Unsupported("layer-local methods hook the model's modules, which torch.compile has compiled already")
         engine.alarms.wasted_buckets(wasted_buckets() - engine.num_shown)
         engine.run.targets = self._targets(args, kwargs) if self._targets else None
         stack = contextlib.ExitStack()
@@ -93,20 +118,24 @@ class Attachment:
         self._pending.append((estimating, stack))
         try:
             next(estimating)
-            for _ in range(engine.method.num_evaluations - 1):
-                engine.rewind()
-                engine.send(estimating, self.call(args, kwargs))
-                engine.forget()
             engine.rewind()
         except BaseException:
             self._abandon()
             raise
-        self._interrupt.hold()
+        return estimating
+
+    def _take(self, estimating: Estimating, tree: Any) -> None:
+        self._engine.send(estimating, tree)
+        self._engine.forget()
+        self._engine.rewind()
 
     def _after(self, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tree: Any) -> Any:
-        engine = self._engine
         if called is not self._module or not self._pending or self._nested:
             return None
+        return self._finish(args, kwargs, tree)
+
+    def _end(self, args: tuple[Any, ...], kwargs: dict[str, Any], tree: Any) -> Any:
+        engine = self._engine
         estimate: Estimate | None = None
         try:
             if tree is None:

@@ -72,6 +72,8 @@ def problems(run: Run, method: Method, optimizer: torch.optim.Optimizer | None =
                 "workers that share sharded parameters see the same weights, and so cannot draw different directions; "
                 "set worker_directions='same'"
             )
+    if run.is_compiled and not method.num_coefficients:
+        found.append("layer-local methods hook the model's modules, and so cannot be compiled; leave torch.compile out")
     if run.num_workers_apart > 1 and not method.num_coefficients:
         found.append("worker_directions='different' is for methods that draw directions; leave it at 'same'")
     if optimizer is not None:

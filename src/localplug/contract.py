@@ -34,6 +34,8 @@ class Run:
     """Workers that draw different directions; `Method.update` gets the coefficients of all of them, in order."""
     targets: Any = None
     """The labels of the batch in work, for methods that need them; None where the trainer did not hand them over."""
+    is_compiled: bool = False
+    """Whether torch.compile compiles the model, so that hooks on its modules would be compiled in."""
     num_forwards: int = 0
     num_dropped: int = 0
     """Steps whose estimate was not finite, and whose update therefore was left out."""

@@ -80,6 +80,7 @@ class Engine:
         self.run = Run(
             model, trainable(model), seed, clipping=clipping, accumulation=accumulation, num_workers_apart=apart
         )
+        self.run.is_compiled = any(_is_compiled(module) for module in model.modules())
         refuse([*refusals, *problems(self.run, method, optimizer)])
         self.method = method
         self.alarms = Alarms()
@@ -363,6 +364,12 @@ class Engine:
         """Take back what `state_dict` gave."""
         self.run.seed, self.run.step = int(state["seed"]), int(state["step"])
         self.method.load_state_dict(state["method"])
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By torch.compile(module), by module.compile(), or as Lightning keeps a compiled LightningModule."""
+    marks = ("_compiled_call_impl", "_compiler_ctx")
+    return type(module).__name__ == "OptimizedModule" or any(getattr(module, m, None) is not None for m in marks)
 
 
 def _evaluated(closure: Callable[[], Any]) -> Any:

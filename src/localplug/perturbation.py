@@ -28,8 +28,9 @@ class Perturbation:
     call (nn.MultiheadAttention reads out_proj's weight, tied heads read an embedding's) is found during the first
     evaluation, and keeps its scratch copy for the whole evaluation from then on.
 
-    Sharded parameters (DTensor) are the exception: fully_shard gathers them from storage of its own, so that each
-    worker's shard is written, and put back from a copy of it.
+    Under torch.compile no hook can go into the model, and all parameters have their scratch copy for the whole
+    evaluation. Sharded parameters (DTensor) are gathered by fully_shard from storage of its own, so that each worker's
+    shard is written, and put back from a copy of it.
     """
 
     def __init__(self, run: Run, directions: Directions) -> None:
@@ -81,14 +82,15 @@ class Perturbation:
 
         handles: list[Any] = []
         tiled: list[nn.Module] = []
-        explorer = contextlib.nullcontext() if self._explored else _Explorer(self._index, read_outside)
+        whole = self._run.is_compiled
+        explorer = contextlib.nullcontext() if whole or self._explored else _Explorer(self._index, read_outside)
         stack = contextlib.ExitStack()
         try:
             if self._sharded:
                 stack.enter_context(self._shifted_shards(direction, scale))
-            for index in self.read_outside:
+            for index in self._index.values() if whole else self.read_outside:
                 swap(index)
-            for module, own in self._owners:
+            for module, own in () if whole else self._owners:
                 if is_tiled(module) and self.read_outside.isdisjoint(own) and module.weight in self._index:
                     forward = tiled_forward(module, self._directions, self._index, direction, scale)
                     module.forward = _quietly(module, forward, own, swapping, originals)
@@ -97,7 +99,7 @@ class Perturbation:
                     handles += _hook(module, own, swap, unswap)
             with explorer:
                 yield
-            self._explored = True
+            self._explored = self._explored or not whole
         finally:
             for handle in handles:
                 handle.remove()

@@ -9,7 +9,7 @@ import base64
 import io
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 from localplug import Engine, Method
 from localplug import method as make_method
 from localplug.loop import innermost, labels_of_call, start_line
+from localplug.workers import number_of_workers, spare_gradients
 
 logger = logging.getLogger("localplug")
 
@@ -33,6 +34,9 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
             loss, corrected by what the first backward call shows.
         targets: gets (args, kwargs) of the model's forward call and gives the labels, for layer-local methods; by
             default kwargs["labels"].
+        worker_directions: with several processes, "same" evaluates the same directions on each worker's part of the
+            batch, "different" gives each worker its own; see localplug.Engine.
+        max_bad_steps: after so many steps in a row without a finite estimate training ends with an error.
         **options: the method's own, checked against its signature.
 
     Raises:
@@ -51,6 +55,8 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         seed: int | None = None,
         outputs: Sequence[str] | None = None,
         targets: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None,
+        worker_directions: Literal["same", "different"] = "same",
+        max_bad_steps: int = 20,
         **options: Any,
     ) -> None:
         self._make = lambda: make_method(method, **options)
@@ -59,6 +65,11 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         self._name = method if isinstance(method, str) else type(method).__name__
         self._seed, self._outputs, self._options = seed, outputs, options
         self._targets = targets or labels_of_call
+        self._worker_directions, self._max_bad_steps = worker_directions, max_bad_steps
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if number_of_workers() > 1 and kwargs.get("model") is not None:
+            spare_gradients(kwargs["model"])  # before the Trainer wraps it in DistributedDataParallel
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -76,6 +87,8 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
             outputs=self._outputs,
             clipping=float(args.max_grad_norm or 0.0),
             accumulation=args.gradient_accumulation_steps,
+            worker_directions=self._worker_directions,
+            max_bad_steps=self._max_bad_steps,
             refusals=_refusals(args, self.method),
         )
         name = type(self).__name__
@@ -146,18 +159,14 @@ def _refusals(args: TrainingArguments, method: Method) -> list[str]:
             f"nn.DataParallel over {args.n_gpu} devices replicates the model round the callback; "
             "set CUDA_VISIBLE_DEVICES to one device"
         )
-    if args.world_size > 1:
-        found.append(
-            f"{args.world_size} processes train together, which this release does not support; start one process"
-        )
     if args.deepspeed:
         found.append("DeepSpeed owns the parameters and the backward pass; remove deepspeed=")
     if args.fsdp:
         found.append("FSDP shards the parameters; remove fsdp=")
     if args.fp16:
         found.append("fp16 scales the loss for a backward pass that does not happen; use bf16=True or float32")
-    if args.torch_compile:
-        found.append("torch_compile replaces the forward that the callback evaluates; set torch_compile=False")
+    if args.torch_compile and method.num_coefficients == 0:
+        found.append("layer-local methods hook the model's modules, and so cannot be compiled; set torch_compile=False")
     optim = str(getattr(args.optim, "value", args.optim))
     if "lomo" in optim or "layerwise" in optim:
         found.append(f"optim={optim!r} updates during the backward pass; use another optimizer, such as 'sgd'")
