@@ -1,7 +1,7 @@
-"""The strategy for code that imports `pytorch_lightning`: its Trainer does not take the classes of `lightning`."""
+"""The strategies for code that imports `pytorch_lightning`: its Trainer does not take the classes of `lightning`."""
 
 from localplug_lightning.strategy import make
 
-__all__ = ["LocalPlugStrategy"]
+__all__ = ["LocalPlugDDPStrategy", "LocalPlugStrategy"]
 
-LocalPlugStrategy = make("pytorch_lightning")
+LocalPlugStrategy, LocalPlugDDPStrategy = make("pytorch_lightning")
