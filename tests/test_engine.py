@@ -240,3 +240,63 @@ def test_the_repeated_first_estimate_sees_the_autocast_of_the_forward():
         F.cross_entropy(out["logits"].float(), Y).backward()
         optimizer.step()
     assert model.seen == [torch.bfloat16] * 4
+
+
+def test_buffers_that_somebody_replaces_still_advance_once_a_batch():
+    """As weight averaging replaces the running statistics of batch norm."""
+    model = nn.Sequential(nn.BatchNorm1d(6, momentum=None), nn.Linear(6, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    engine = Engine(model, localplug.method("mezo"), optimizer)
+    engine.step(lambda: F.cross_entropy(model(X), Y), optimizer)
+    model[0].running_mean, model[0].num_batches_tracked = torch.zeros(6), torch.tensor(0)
+    for half in (X[:8], X[8:]):
+        engine.step(lambda half=half: model(half).mean(), optimizer)
+    assert int(model[0].num_batches_tracked) == 2
+    torch.testing.assert_close(model[0].running_mean, X.mean(0))
+
+
+def test_clipping_by_value_acts_on_each_projected_gradient():
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    engine = Engine(model, localplug.method("mezo", num_directions=2), optimizer)
+    engine.evaluate(lambda: F.cross_entropy(model(X), Y))
+    first, second = (engine._carrier._coefficients / 2**0.5).abs().sort().values.tolist()
+    torch.nn.utils.clip_grad_value_(model.parameters(), (first + second) / 2)
+    engine.apply(optimizer)
+    clipped = (first**2 + ((first + second) / 2) ** 2) ** 0.5
+    assert first < second and engine.gradient_norm == pytest.approx(clipped, rel=1e-5)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_estimates_that_stay_infinite_end_the_run(limit):
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = Engine(model, localplug.method("mezo"), optimizer, max_bad_steps=limit)
+    before = [p.detach().clone() for p in model.parameters()]
+    bad = lambda: F.cross_entropy(model(X), Y) * float("inf")  # noqa: E731
+    for _ in range(limit - 1):
+        engine.step(bad, optimizer)
+    if limit > 1:
+        engine.step(
+            lambda: F.cross_entropy(model(X), Y) * 0.0, optimizer
+        )  # a good one in between starts the count anew
+        for _ in range(limit - 1):
+            engine.step(bad, optimizer)
+    with pytest.raises(localplug.EngineError, match=f"the last {limit} steps were not finite"):
+        engine.step(bad, optimizer)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    with pytest.raises(ValueError, match="max_bad_steps must be an integer of at least 1, got 0"):
+        Engine(model, localplug.method("mezo"), max_bad_steps=0)
+    with pytest.raises(ValueError, match="worker_directions must be"):
+        Engine(model, localplug.method("mezo"), worker_directions="other")
+
+
+def test_an_estimate_far_above_its_median_raises_an_alarm(caplog):
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    engine = Engine(model, localplug.method("mezo"), optimizer)
+    with caplog.at_level(logging.WARNING, logger="localplug"):
+        for step in range(60):
+            engine.step(lambda step=step: F.cross_entropy(model(X), Y) * (1e6 if step == 55 else 1.0), optimizer)
+    assert engine.alarms.num_diverged == 1
+    assert "times its running median; the learning rate may be too high" in caplog.text

@@ -70,7 +70,6 @@ def test_precision(precision, method, tmp_path):
     assert (moved(model) - moved(plain)).norm() <= tolerance * moved(plain).norm()
 
 
-@pytest.mark.xfail(strict=True, reason="alarms.half_precision_loss reads a loss without detaching it")
 def test_a_layer_local_method_in_half_precision_warns_of_nothing_but_the_loss(tmp_path):
     torch.set_warn_always(True)  # torch warns only once a process
     try:
@@ -261,9 +260,6 @@ def test_stochastic_weight_averaging(norm, tmp_path):
     assert not torch.equal(seen[0], seen[3])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Replay knows buffers by identity, and SWA replaces those of batch norm by new ones"
-)
 def test_stochastic_weight_averaging_sets_the_running_statistics(tmp_path):
     model, _ = averaged(tmp_path, norm=True)
     inputs = model.net[0](dataset().tensors[0])

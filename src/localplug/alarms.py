@@ -29,6 +29,7 @@ class Alarms:
         """A loss in half precision moves in steps that are coarser than most finite differences."""
         for leaf in leaves:
             if leaf.dim() == 0 and leaf.dtype in (torch.float16, torch.bfloat16):
+                leaf = leaf.detach()  # noqa: PLW2901
                 quantum = torch.finfo(leaf.dtype).eps * abs(float(leaf)) / 2
                 self._say(
                     "half",

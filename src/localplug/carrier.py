@@ -60,5 +60,10 @@ class Carrier:
         gradient, written = whole(gradient), whole(written)
         if torch.equal(gradient, written):
             return coefficients
-        before = float(written.float().norm())
-        return coefficients * (float(gradient.float().norm()) / before) if before else coefficients
+        q = len(coefficients)
+        now, before = (
+            gradient.reshape(-1)[:q].float(),
+            written.reshape(-1)[:q].float(),
+        )  # clipping by value is by element
+        ratio = torch.where(before != 0, now / before, torch.ones_like(now))
+        return coefficients * ratio.to(coefficients)

@@ -53,7 +53,7 @@ def problems(run: Run, method: Method, optimizer: torch.optim.Optimizer | None =
             )
     if isinstance(model, nn.DataParallel):
         found.append("nn.DataParallel replicates the model round the engine; use one device")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
         found.append(
             "DistributedDataParallel holds a gradient bucket for every weight; attach to the model before it is wrapped"
         )

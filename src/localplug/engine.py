@@ -22,6 +22,7 @@ from localplug.carrier import Carrier
 from localplug.checks import problems, refuse, trainable
 from localplug.contract import Estimate, Estimating, Groups, Method, Run
 from localplug.errors import EngineError
+from localplug.interrupts import held
 from localplug.output import Output
 from localplug.replay import Replay
 from localplug.workers import Workers, number_of_workers, spare_gradients
@@ -121,6 +122,11 @@ class Engine:
     def num_workers(self) -> int:
         """Processes that train this model together."""
         return self._workers.size if self._workers is not None else 1
+
+    @property
+    def worker(self) -> int:
+        """Number of this process among them, from 0."""
+        return self._workers.rank if self._workers is not None else 0
 
     @property
     def worker_directions(self) -> str:
@@ -327,11 +333,13 @@ class Engine:
             fine = self.alarms.coefficients(values, self.run.step)
             self.gradient_norm = math.sqrt(sum(v * v for v in values) / len(values))
         if fine:
-            with torch.no_grad():
+            with torch.no_grad(), held():  # an interrupt waits until the step is done as a whole
                 self.method.update(self.run, values, groups)
+                self.run.step += 1
+        else:
+            self.run.num_dropped += 1
+            self.run.step += 1
         self._bad_steps = 0 if fine else self._bad_steps + 1
-        self.run.num_dropped += not fine
-        self.run.step += 1
         if self._bad_steps >= self._max_bad_steps:
             raise EngineError(
                 f"the estimates of the last {self._bad_steps} steps were not finite, and so nothing is learned; go back "

@@ -1,12 +1,13 @@
-"""Ctrl-C between two hooks: held back until the weights are the model's own again.
+"""Ctrl-C at a bad moment: held back until the weights are the model's own again, or a step is done as a whole.
 
 Torch runs no forward hook after a KeyboardInterrupt, so that one which strikes during the framework's own forward call
 would leave that call's surroundings behind: perturbed copies in the model's modules, and gradients switched off.
 """
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, final
 
@@ -46,3 +47,16 @@ class HeldInterrupt:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, theirs)
         return None if came is None else lambda: theirs(*came)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """While this is open an interrupt waits; it is raised when it closes."""
+    interrupt = HeldInterrupt()
+    interrupt.hold()
+    try:
+        yield
+    finally:
+        raises = interrupt.let_go()
+        if raises is not None:
+            raises()

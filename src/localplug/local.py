@@ -201,12 +201,19 @@ class _Streamed(Estimate):
         self.values = []
         self._stream, self._unit, self._leaves, self._learns = stream, unit, leaves, learns
         self._hidden = dict(stream.stash)
+        device = leaves[0].device.type
+        self._is_scaled = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
     def pull_back(self, leaf_gradients: Sequence[Tensor | None]) -> None:
         """Move everything to .grad. A loss that is a leaf scales the hidden units as it scales the last one (a trainer
         divides it by the number of micro-batches); with a loss made outside, micro-batches are averaged."""
         pairs = [(leaf, g) for leaf, g in zip(self._leaves, leaf_gradients, strict=True) if g is not None]
         losses = [g for leaf, g in pairs if leaf.dim() == 0]
+        if self._is_scaled and not losses:
+            raise Unsupported(
+                "under float16 autocast the loss is scaled, and a loss that is made outside of the model does not tell "
+                "hidden units its scale; let the model return its loss, or use bfloat16"
+            )
         if all(parameter.grad is None for parameter in self._hidden):
             self._stream.micro_batches = 0  # a new step, or zero_grad() after a micro-batch that was given up
         self._stream.micro_batches += 1

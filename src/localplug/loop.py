@@ -74,7 +74,7 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
         )
         self._detach = self.engine.attach(targets=targets or labels_of_call)
         self._hook = optimizer.register_step_pre_hook(self._before_step)
-        logger.info(start_line(self.engine))
+        announce(self.engine)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(a is not None for a in args[1:]) or kwargs.get("closure") is not None:  # args[0] is the optimizer
@@ -111,6 +111,12 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
 def labels_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The labels where nobody says otherwise: the keyword argument `labels` of the model's forward call."""
     return kwargs.get("labels")
+
+
+def announce(engine: Engine, more: str = "") -> None:
+    """Log the start line, on one worker of several."""
+    if engine.worker == 0:
+        logger.info(start_line(engine) + more)
 
 
 def start_line(engine: Engine) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 _State = tuple[Tensor, list[Tensor]]
+_Place = tuple[nn.Module, str]  # a buffer by where it is: a callback may put another tensor there
 
 
 def _random_state() -> _State:
@@ -19,6 +20,12 @@ def _restore_random_state(state: _State) -> None:
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])
+
+
+def _holds(place: _Place, value: Tensor) -> bool:
+    module, name = place
+    buffer = module._buffers.get(name)
+    return buffer is not None and torch.equal(buffer, value)
 
 
 @final
@@ -33,14 +40,18 @@ class Replay:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._start: _State | None = None
-        self._written: list[Tensor] | None = None  # None until the first estimate shows it
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._written: list[_Place] | None = None  # None until the first estimate shows it
+        self._before: list[tuple[_Place, Tensor]] = []
         self._advanced: list[tuple[Tensor, Tensor]] | None = None
 
     def __enter__(self) -> "Replay":
         self._start = self._advanced = None
         if self._written is None:
-            self._before = [(b, b.clone()) for b in self._model.buffers()]
+            self._before = [
+                ((module, name), buffer.clone())
+                for module in self._model.modules()
+                for name, buffer in module.named_buffers(recurse=False)
+            ]
         return self
 
     def rewind(self) -> None:
@@ -50,10 +61,11 @@ class Replay:
             return
         _restore_random_state(self._start)
         if self._written is None:
-            self._written = [b for b, value in self._before if not torch.equal(b, value)]
+            self._written = [place for place, value in self._before if not _holds(place, value)]
             self._before = []
         if self._advanced is None:
-            self._advanced = [(b, b.clone()) for b in self._written]
+            now = [b for module, name in self._written if (b := module._buffers.get(name)) is not None]
+            self._advanced = [(b, b.clone()) for b in now]
         else:
             self._put_back()
 

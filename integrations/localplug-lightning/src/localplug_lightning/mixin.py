@@ -6,7 +6,6 @@ scaling and the module's own hooks see what they always see.
 """
 
 import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +14,8 @@ import torch
 from localplug import Engine, Method
 from localplug import method as make_method
 from localplug.checks import refuse
-from localplug.loop import start_line
+from localplug.loop import announce
 from localplug_lightning.once import muted
-
-logger = logging.getLogger("localplug")
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -69,7 +66,7 @@ class LocalPlugMixin:
         if self._restored is not None:  # the checkpoint is read before the engine exists
             self.engine.load_state_dict(self._restored)  # type: ignore[union-attr]
             self._restored = None
-        logger.info(start_line(self.engine))  # type: ignore[arg-type]
+        announce(self.engine)  # type: ignore[arg-type]
 
     def _start(self, trainer: Any) -> None:
         if self.engine is not None:
@@ -105,7 +102,7 @@ class LocalPlugMixin:
             state = self.engine.state_dict()  # a callback froze or thawed a part of the model (BackboneFinetuning)
             self._start(self.lightning_module.trainer)  # type: ignore[attr-defined]
             self.engine.load_state_dict(state)
-            logger.info(start_line(self.engine))
+            announce(self.engine)
 
     def teardown(self) -> None:
         self._is_fitting = False

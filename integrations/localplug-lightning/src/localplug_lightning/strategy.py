@@ -35,6 +35,7 @@ def make(package: str) -> tuple[Any, Any]:
             seed: of the random directions.
             targets: gets the batch and gives the labels, for layer-local methods; by default the second element, or
                 what is under "labels", "label", "targets", "target" or "y".
+            max_bad_steps: after so many steps in a row without a finite estimate training ends with an error.
             device, accelerator, checkpoint_io, precision_plugin: as of Lightning's SingleDeviceStrategy; the Trainer's
                 accelerator= and devices= choose the device when none is given here.
             **options: the method's own, checked against its signature.
@@ -67,13 +68,14 @@ def make(package: str) -> tuple[Any, Any]:
             *,
             seed: int = 0,
             targets: Callable[[Any], Any] | None = None,
+            max_bad_steps: int = 20,
             device: Any = None,
             accelerator: Any = None,
             checkpoint_io: Any = None,
             precision_plugin: Any = None,
             **options: Any,
         ) -> None:
-            self._plug(method, seed, targets, options)
+            self._plug(method, seed, targets, options, max_bad_steps=max_bad_steps)
             self._device_is_free = device is None
             super().__init__(
                 device=device or "cpu",
@@ -110,6 +112,7 @@ def make(package: str) -> tuple[Any, Any]:
                 what is under "labels", "label", "targets", "target" or "y".
             worker_directions: "same": all workers try the same directions on their parts of the batch, which is what one
                 worker with the whole batch does. "different": each its own, which are averaged.
+            max_bad_steps: after so many steps in a row without a finite estimate training ends with an error.
             accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin, process_group_backend,
                 timeout, start_method: as of Lightning's DDPStrategy.
             **options: the method's own, checked against its signature.
@@ -132,6 +135,7 @@ def make(package: str) -> tuple[Any, Any]:
             seed: int = 0,
             targets: Callable[[Any], Any] | None = None,
             worker_directions: Literal["same", "different"] = "same",
+            max_bad_steps: int = 20,
             accelerator: Any = None,
             parallel_devices: Any = None,
             cluster_environment: Any = None,
@@ -144,7 +148,7 @@ def make(package: str) -> tuple[Any, Any]:
         ) -> None:
             if worker_directions not in ("same", "different"):
                 raise ValueError(f'worker_directions must be "same" or "different", got {worker_directions!r}')
-            self._plug(method, seed, targets, options, worker_directions=worker_directions)
+            self._plug(method, seed, targets, options, worker_directions=worker_directions, max_bad_steps=max_bad_steps)
             super().__init__(
                 accelerator=accelerator,
                 parallel_devices=parallel_devices,
