@@ -300,3 +300,15 @@ def test_an_estimate_far_above_its_median_raises_an_alarm(caplog):
             engine.step(lambda step=step: F.cross_entropy(model(X), Y) * (1e6 if step == 55 else 1.0), optimizer)
     assert engine.alarms.num_diverged == 1
     assert "times its running median; the learning rate may be too high" in caplog.text
+
+
+@pytest.mark.parametrize("eps, coarse", [(1e-6, True), (1e-3, False)])
+def test_losses_that_differ_by_no_more_than_their_rounding_raise_an_alarm(eps, coarse, caplog):
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    engine = Engine(model, localplug.method("mezo", eps=eps), optimizer)
+    with caplog.at_level(logging.WARNING, logger="localplug"):
+        for _ in range(40):
+            engine.step(lambda: F.cross_entropy(model(X), Y) + 5.0, optimizer)
+    assert ("so that the estimates are mostly rounding; raise eps" in caplog.text) == coarse
+    assert (engine.alarms.num_coarse > 20) == coarse

@@ -11,6 +11,8 @@ from torch import Tensor
 logger = logging.getLogger("localplug")
 
 ZERO_STEPS = 10  # estimates in a row that are exactly zero before anybody is told
+COARSE_STEPS = 20  # estimates to look back on; an alarm if half of them were hardly more than rounding
+COARSE = 4.0  # units in the last place that the losses of one estimate must differ by, to be more than rounding
 DIVERGED = 100.0  # times the running median of |estimate|
 WINDOW = 50  # estimates that the running median looks back on
 
@@ -20,13 +22,21 @@ class Alarms:
 
     def __init__(self) -> None:
         self.num_zero = 0
+        self.num_coarse = 0
         self.num_diverged = 0
         self._zeros_in_a_row = 0
+        self._coarse: deque[bool] = deque(maxlen=COARSE_STEPS)
+        self._losses: list[Tensor] = []
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._spoken: set[str] = set()
 
-    def half_precision_loss(self, leaves: Sequence[Tensor]) -> None:
-        """A loss in half precision moves in steps that are coarser than most finite differences."""
+    def begin(self) -> None:
+        """A new estimate: its losses are compared with each other."""
+        self._losses = []
+
+    def losses(self, leaves: Sequence[Tensor]) -> None:
+        """Look at one evaluation. A loss in half precision moves in steps coarser than most finite differences."""
+        self._losses += [leaf.detach().clone() for leaf in leaves if leaf.dim() == 0]
         for leaf in leaves:
             if leaf.dim() == 0 and leaf.dtype in (torch.float16, torch.bfloat16):
                 leaf = leaf.detach()  # noqa: PLW2901
@@ -69,6 +79,7 @@ class Alarms:
                 )
             return True
         self._zeros_in_a_row = 0
+        self._resolution(step)
         if len(self._recent) == WINDOW and size > DIVERGED * sorted(self._recent)[WINDOW // 2]:
             self.num_diverged += 1
             self._say(
@@ -78,6 +89,23 @@ class Alarms:
             )
         self._recent.append(size)
         return True
+
+    def _resolution(self, step: int) -> None:
+        """Whether the losses of the last estimate differ by more than their own rounding."""
+        if len(self._losses) < 2:
+            return
+        dtype = self._losses[0].dtype
+        low, high = torch.stack(self._losses).double().aminmax()
+        unit = torch.finfo(dtype).eps * max(abs(float(low)), abs(float(high)))
+        self._coarse.append(float(high - low) < COARSE * unit)
+        self.num_coarse += self._coarse[-1]
+        if sum(self._coarse) > COARSE_STEPS // 2:
+            self._say(
+                "coarse",
+                f"step {step}: in most of the last steps the loss, {float(high):.3g} in {dtype}, moved by less than "
+                f"{COARSE:g} times its resolution of {unit:.2g}, so that the estimates are mostly rounding; raise eps, or "
+                "compute the loss in a finer precision",
+            )
 
     def _say(self, key: str, message: str) -> None:
         if key not in self._spoken:

@@ -142,6 +142,7 @@ class Engine:
     def evaluating(self) -> Iterator[None]:
         """The surroundings of one estimate: no gradients, and the same random numbers in each evaluation."""
         self._busy = True
+        self.alarms.begin()
         try:
             with torch.no_grad(), self._replay:
                 yield
@@ -175,7 +176,7 @@ class Engine:
         if not output.leaves:
             raise EngineError("the model returned no floating-point tensor, so that no loss can depend on it")
         leaves = [output.leaves[i] for i in self._tracked(output)]
-        self.alarms.half_precision_loss(leaves)
+        self.alarms.losses(leaves)
         self._last = output
         estimating.send(leaves)
 
