@@ -75,3 +75,13 @@ def test_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
     noise.normal(noise.stream(0, 0, 0, "w"), 0, 10, CPU)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_many_short_streams_at_once_are_those_one_by_one():
+    keys = [noise.stream(3, 1, 0, name) for name in "abcd"]
+    sizes = [1, 6, 4096, 7]
+    together = noise.normals(keys, sizes, CPU)
+    for key, size, z in zip(keys, sizes, together, strict=True):
+        assert torch.equal(z, noise.normal(key, 0, size, CPU))
+    again = noise.normals(keys[::-1], sizes[::-1], CPU)[::-1]
+    assert all(torch.equal(a, b) for a, b in zip(together, again, strict=True))

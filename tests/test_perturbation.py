@@ -88,3 +88,24 @@ def test_two_hundred_pairs_of_evaluations_leave_no_rounding_trace_in_bfloat16():
     for _ in range(200):
         engine.evaluate(lambda: model(x).float().square().mean())
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_small_parameters_get_the_same_noise_as_by_themselves_whatever_the_blocks(monkeypatch):
+    from localplug import directions as room
+
+    model = torch.nn.Sequential(*(torch.nn.Linear(7, 5) for _ in range(6)))
+    run = localplug.Run(model, list(model.named_parameters()), seed=4, step=9)
+    alone = [localplug.Directions(run).values(i, 1) for i in range(12)]
+    for block in (40, 1000):
+        monkeypatch.setattr(room._SmallParameters, "BLOCK", block)
+        monkeypatch.setattr(room._SmallParameters, "KEPT", 2)
+        directions = localplug.Directions(run)
+        for direction in (1, 0, 1):
+            for index in (11, 0, 5, 3, 8):
+                z = directions.add_(
+                    torch.zeros_like(model[0].weight if index % 2 == 0 else model[0].bias), index, [(1, 2.0)]
+                )
+                assert torch.equal(z, 2.0 * alone[index]), (block, direction, index)
+        part = directions.add_(torch.zeros(3), 0, [(1, 1.0)], offset=10)
+        assert torch.equal(part, alone[0].flatten()[10:13])
+        assert sum(len(made) for made in directions._small._made.values()) <= 12

@@ -17,6 +17,7 @@ class Directions:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._small = _SmallParameters(run)
 
     def values(self, index: int, direction: int) -> Tensor:
         """z for one parameter, as a whole. float32, shaped like the parameter."""
@@ -60,20 +61,27 @@ class Directions:
             whole = self._combine(target.contiguous(), index, terms, decay, offset, stochastic=stochastic)
             return target.copy_(whole)
         device = target.device
-        streams = [
-            (noise.stream(run.seed, run.step, direction, name), noise.normal_table(device, factor))
-            for direction, factor in terms
-        ]
+        if index in self._small:
+            known = [(self._small.normal(index, direction), factor) for direction, factor in terms]
+            streams = []
+        else:
+            known = []
+            streams = [
+                (noise.stream(run.seed, run.step, direction, name), noise.normal_table(device, factor))
+                for direction, factor in terms
+            ]
         half = target.dtype in (torch.float16, torch.bfloat16)
-        dice = noise.stream(run.seed, run.step, -1, name)
+        dice = noise.stream(run.seed, run.step, -1, name) if half and stochastic else 0
         flat, size = target.view(-1), noise.chunk_size(device)
         for start in range(0, flat.numel(), size):
             part = flat[start : start + size]
             value = part.float() if half else part
             if decay:
                 value.mul_(1 - decay)
+            # the product is rounded before it is added, not fused: the same bits on every device and any chunking
+            for z, factor in known:
+                value.add_(z[offset + start : offset + start + part.numel()] * factor)
             for key, table in streams:
-                # the product is rounded before it is added, not fused: the same bits on every device and any chunking
                 value.add_(noise.normal(key, offset + start, part.numel(), device, table))
             if half and stochastic:
                 part.copy_(
@@ -82,6 +90,57 @@ class Directions:
             elif half:
                 part.copy_(value)
         return target
+
+
+@final
+class _SmallParameters:
+    """The noise of small parameters, made for many of them at once: each would cost more to ask for than to make.
+
+    They stand in blocks, in the order of registration, which is roughly that of use. The noise of a few blocks of the
+    step in work is kept.
+    """
+
+    SMALL = 1 << 15  # elements of a parameter
+    BLOCK = 1 << 17  # elements of a block: half a megabyte
+    KEPT = 8  # blocks
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._blocks: list[list[int]] = []
+        self._place: dict[int, tuple[int, int]] = {}  # index -> (block, position in it)
+        room, device = 0, None
+        for index, (_, parameter) in enumerate(run.parameters):
+            size = parameter.numel()
+            if size > self.SMALL:
+                continue
+            if size > room or parameter.device != device:
+                self._blocks.append([])
+                room, device = self.BLOCK, parameter.device
+            self._place[index] = (len(self._blocks) - 1, len(self._blocks[-1]))
+            self._blocks[-1].append(index)
+            room -= size
+        self._step: tuple[int, int] | None = None
+        self._made: dict[tuple[int, int], list[Tensor]] = {}  # (direction, block), oldest first
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._place
+
+    def normal(self, index: int, direction: int) -> Tensor:
+        """All elements of the stream of one parameter, flat. float32."""
+        run = self._run
+        if self._step != (run.seed, run.step):
+            self._step = (run.seed, run.step)
+            self._made = {}
+        block, position = self._place[index]
+        made = self._made.pop((direction, block), None)
+        if made is None:
+            inside = [run.parameters[i] for i in self._blocks[block]]
+            keys = [noise.stream(run.seed, run.step, direction, name) for name, _ in inside]
+            made = noise.normals(keys, [p.numel() for _, p in inside], inside[0][1].device)
+        self._made[direction, block] = made
+        while len(self._made) > self.KEPT:
+            del self._made[next(iter(self._made))]
+        return made[position]
 
 
 def _round_stochastically(value: Tensor, uniform: Tensor, dtype: torch.dtype) -> Tensor:

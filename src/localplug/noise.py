@@ -12,6 +12,7 @@ to unit variance: mean exactly 0, fourth moment 2.997 (3 in the limit), largest 
 
 import functools
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -81,7 +82,11 @@ def bits16(key: int, offset: int, num: int, device: torch.device) -> Tensor:
         ramp = _weyl(device, chunk_size(device) // _PER_WORD + 1)[:num_words]
     else:
         ramp = torch.arange(num_words, dtype=torch.int64, device=device) * _signed(_GAMMA)
-    word = ramp + _signed(key + first * _GAMMA)
+    return _mixed_(ramp + _signed(key + first * _GAMMA))[lead : lead + num]
+
+
+def _mixed_(word: Tensor) -> Tensor:
+    """`mix64` of each word, in place; its four 16-bit values one after another. int32, four times as long."""
     shifted = torch.empty_like(word)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
         torch.bitwise_right_shift(word, shift, out=shifted)
@@ -89,7 +94,27 @@ def bits16(key: int, offset: int, num: int, device: torch.device) -> Tensor:
         word ^= shifted
         if factor is not None:
             word *= _signed(factor)
-    return word.view(torch.uint16)[lead : lead + num].to(torch.int32)
+    return word.view(torch.uint16).to(torch.int32)
+
+
+@torch.no_grad()
+def normals(keys: Sequence[int], sizes: Sequence[int], device: torch.device) -> list[Tensor]:
+    """The first sizes[i] elements of stream keys[i], for many short streams at the price of one. float32."""
+    num_words = [-(-size // _PER_WORD) for size in sizes]
+    ramp, stream = _ramps(tuple(num_words), device)
+    starts = torch.tensor([_signed(key) for key in keys], device=device)
+    flat = torch.index_select(_normal_table(device), 0, _mixed_(ramp + starts.index_select(0, stream)))
+    pieces = flat.split([n * _PER_WORD for n in num_words])
+    return [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
+
+
+@functools.lru_cache(maxsize=64)
+def _ramps(num_words: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(0, 1, ..., n_0 - 1, 0, 1, ..., n_1 - 1, ...) * gamma, and the number of the run that each belongs to."""
+    runs = torch.tensor(num_words)
+    stream = torch.repeat_interleave(torch.arange(len(runs)), runs)
+    place = torch.arange(len(stream)) - (runs.cumsum(0) - runs)[stream]
+    return (place * _signed(_GAMMA)).to(device), stream.to(device)
 
 
 @torch.no_grad()
