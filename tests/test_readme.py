@@ -1,4 +1,4 @@
-"""Every block of the README runs, and its commands exist."""
+"""Every block of the README and of the pages in docs/ runs, and its commands and links exist."""
 
 import os
 import pathlib
@@ -10,20 +10,39 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"(<!-- continue -->\n)?```python\n(.*?)```", README, re.S)
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-def test_every_python_block_runs(tmp_path):
-    assert len(BLOCKS) >= 3 and not BLOCKS[0][0]
-    script = tmp_path / "readme.py"
-    script.write_text("\n".join(code for _, code in BLOCKS))
+def blocks(page):
+    """The Python blocks of a page; each after the first goes on from the one before."""
+    found = re.findall(r"(<!-- continue -->\n)?```python\n(.*?)```", page, re.S)
+    assert [bool(goes_on) for goes_on, _ in found] == [i > 0 for i in range(len(found))]
+    return [code for _, code in found]
+
+
+def run(page, tmp_path):
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks(page)))
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
+
+
+def test_every_python_block_of_the_readme_runs(tmp_path):
+    assert len(blocks(README)) >= 3
+    stderr = run(README, tmp_path)
     (line,) = re.findall(r"^(localplug: mezo.*24,736 weights.*)$", README, re.M)
-    assert line in done.stderr
+    assert line in stderr
+
+
+def test_every_python_block_of_the_docs_runs(tmp_path):
+    pages = [page for page in PAGES if blocks(page.read_text())]
+    assert "loops.md" in [page.name for page in pages]
+    for page in pages:
+        run(page.read_text(), tmp_path)
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.M))
@@ -32,8 +51,9 @@ def test_every_make_target_exists(target):
 
 
 def test_every_link_to_a_file_resolves():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+    for page in (ROOT / "README.md", *PAGES):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), (page.name, link)
 
 
 def test_nothing_is_left_to_fill_in():
