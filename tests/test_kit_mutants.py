@@ -42,7 +42,7 @@ HEAVY_BALL = textwrap.dedent('''
             return "heavy ball"
 
         def problems(self, run):
-            return []
+            return ["one direction a step"] if run.num_workers_apart > 1 else []
 
         def setup(self, run):
             pass
@@ -139,6 +139,17 @@ MUTANTS = [
     ("leaves a gradient on frozen weights", "heavy ball", "changes_the_weights_or_leaves_gradients_and_never_both",
      {LAST_LINE: LAST_LINE + "\n        for p in run.model.parameters():\n"
       "            p.grad = None if p.requires_grad else torch.zeros_like(p)"}),
+    ("draws one direction where workers draw different ones", "heavy ball",
+     "directions_of_several_workers_are_drawn_and_applied_or_refused",
+     {"return [\"one direction a step\"] if run.num_workers_apart > 1 else []": "return []"}),
+    ("evaluates the first worker's directions on all", "mezo",
+     "directions_of_several_workers_are_drawn_and_applied_or_refused",
+     {"with self._perturbed(j, +eps)": "with self._perturbed(j - run.first_direction, +eps)",
+      "with self._perturbed(j, -eps)": "with self._perturbed(j - run.first_direction, -eps)"}),
+    ("applies its own worker's coefficients alone", "mezo",
+     "directions_of_several_workers_are_drawn_and_applied_or_refused",
+     {"sgd_update(run, self._directions, coefficients, groups)":
+      "sgd_update(run, self._directions, coefficients[: self.num_directions], groups)"}),
     ("draws from the global random state", "heavy ball", "leaves_the_global_random_state_as_one_forward_pass_would",
      {"return torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))":
       "torch.manual_seed(seed)\n        return torch.randn(p.shape)"}),

@@ -183,6 +183,30 @@ class MethodTests:
         halves.optimizer.step()
         torch.testing.assert_close(halves.weights(), whole.weights(), atol=1e-4, rtol=1e-4)
 
+    def test_directions_of_several_workers_are_drawn_and_applied_or_refused(self, make: Callable[[], Method]) -> None:
+        """Two workers, each with directions of its own: run.first_direction numbers them, update gets all coefficients."""
+        q = make().num_coefficients
+        if not q:
+            return
+        together = Problem(make())
+        together.engine.run.num_workers_apart = 2
+        if make().problems(together.engine.run):
+            return
+        losses = {}
+        for first in (0, q):
+            problem = Problem(make())
+            problem.engine.run.num_workers_apart, problem.engine.run.first_direction = 2, first
+            losses[first] = _losses(problem)
+        assert losses[0] != losses[q], "the second worker evaluates the first one's directions"
+        alone = _moved_by(Problem(make()), [0.5] * q)
+        first_half = _moved_by(together, [1.0] * q + [0.0] * q)
+        torch.testing.assert_close(first_half, alone, atol=1e-6, rtol=1e-4, msg="a mean over all coefficients is wrong")
+        other = Problem(make())
+        other.engine.run.num_workers_apart = 2
+        second_half = _moved_by(other, [0.0] * q + [1.0] * q)
+        cosine = float(torch.nn.functional.cosine_similarity(first_half, second_half, dim=0))
+        assert second_half.any() and abs(cosine) < 0.9, "the second worker's directions are not applied"
+
     def test_memory_of_the_method_does_not_grow(self, make: Callable[[], Method]) -> None:
         problem = Problem(make())
         sizes = []
@@ -207,6 +231,30 @@ class MethodTests:
         options = list(inspect.signature(type(method)).parameters)
         missing = [name for name in options if not re.search(rf"(?m)^\s*(\w+, )*{name}(, \w+)*:", text)]
         assert not missing, f"the docstring of {type(method).__name__} says nothing about {missing}"
+
+
+def _losses(problem: Problem) -> list[float]:
+    """The losses of one estimate's evaluations."""
+    estimating, found = problem.engine.method.estimate(problem.engine.run), []
+    with torch.no_grad():
+        next(estimating)
+        try:
+            while True:
+                loss = problem.loss()
+                found.append(float(loss))
+                estimating.send([loss])
+        except StopIteration:
+            return found
+
+
+def _moved_by(problem: Problem, coefficients: list[float]) -> torch.Tensor:
+    """What one update by these coefficients changes."""
+    before = problem.weights()
+    groups = {p: group for group in problem.optimizer.param_groups for p in group["params"]}
+    with torch.no_grad():
+        problem.engine.method.update(problem.engine.run, coefficients, groups)
+    problem.optimizer.step()
+    return problem.weights() - before
 
 
 def _elements(tree: object) -> int:
