@@ -205,6 +205,76 @@ def test_update_by_the_trainers_optimizer(optim, tmp_path):
         assert len(trainer.optimizer.state) == len(list(model.parameters()))
 
 
+def _with_loss_scaling(monkeypatch, scaler):
+    """A Trainer that does what fp16=True does on a GPU, and refuses on a CPU: fp16 autocast and this GradScaler."""
+    from accelerate.state import AcceleratorState
+
+    class Scaling(Trainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
+            self.accelerator.scaler, self.accelerator.native_amp = scaler, True
+            self.args.fp16 = True
+
+    return Scaling
+
+
+@pytest.mark.parametrize("changes", [{}, dict(max_grad_norm=0.01), dict(label_smoothing_factor=0.1)])
+@pytest.mark.parametrize("options", [{}, dict(num_directions=3), dict(update="trainer")])
+def test_fp16_loss_scaling_changes_no_bit(options, changes, tmp_path, monkeypatch):
+    """Scaled by 2^16 in the loss, unscaled in the carrier's gradient: powers of two leave no rounding behind."""
+    trained = {}
+    for scale in (2.0**16, None):
+        model, callback = tiny_llama(), LocalPlugCallback("mezo", eps=1e-2, **options)
+        scaler = torch.amp.GradScaler("cpu", enabled=scale is not None, init_scale=scale or 1.0)
+        halves = []
+        model.lm_head.register_forward_hook(lambda m, i, output, halves=halves: halves.append(output.dtype))
+        trainer = fit(
+            model, tmp_path, callback, trainer=_with_loss_scaling(monkeypatch, scaler), gradient_accumulation_steps=2,
+            **changes,
+        )  # fmt: skip
+        assert set(halves) == {torch.float16} and scaler.get_scale() == (scale or 1.0)
+        assert callback.engine.run.num_dropped == 0
+        trained[scale] = weights(model), logged(trainer, "grad_norm"), logged(trainer, "loss")
+    scaled, unscaled = trained.values()
+    assert torch.equal(scaled[0], unscaled[0]) and not torch.equal(scaled[0], weights(tiny_llama()))
+    assert scaled[1:] == unscaled[1:]
+
+
+@pytest.mark.parametrize("options", [{}, dict(update="trainer")], ids=["sgd", "trainer"])
+def test_an_overflow_under_loss_scaling_skips_the_step_and_halves_the_scale(options, tmp_path, monkeypatch):
+    """Scale and schedule go as with backpropagation, where the second step's only forward pass overflows."""
+
+    class Notes(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+            self.steps.append((weights(model), scaler.get_scale()))
+
+    seen = []
+    for callback, bad in ((LocalPlugCallback("mezo", eps=1e-2, **options), 4), (TrainerCallback(), 2)):
+        model, calls, notes = tiny_llama(), [], Notes()
+        notes.steps = []
+
+        def overflows(module, args, output, calls=calls, bad=bad):
+            calls.append(1)
+            return output * 1e6 if len(calls) == bad else output  # fp16 ends at 65504
+
+        model.lm_head.register_forward_hook(overflows)
+        scaler = torch.amp.GradScaler("cpu")
+        trainer = fit(
+            model, tmp_path, callback, also=[notes], trainer=_with_loss_scaling(monkeypatch, scaler),
+            lr_scheduler_type="linear",
+        )  # fmt: skip
+        steps = [theta for theta, _ in notes.steps]
+        assert torch.equal(steps[1], steps[0])  # skipped
+        assert not torch.equal(steps[2], steps[1]) and steps[3].isfinite().all()
+        seen.append(([scale for _, scale in notes.steps], logged(trainer, "learning_rate")))
+        if isinstance(callback, LocalPlugCallback):
+            assert callback.engine.run.num_dropped == 1
+            assert all(p.grad is None for p in model.parameters())
+    assert seen[0] == seen[1]
+    assert seen[0][0] == [2.0**16, 2.0**15, 2.0**15, 2.0**15]
+
+
 @pytest.mark.parametrize("options", [{}, dict(update="trainer"), dict(strict="mezo")], ids=["sgd", "adam", "strict"])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(options, tmp_path):
     changes = dict(max_steps=6, save_strategy="steps", save_steps=3, lr_scheduler_type="linear")
@@ -289,14 +359,14 @@ def test_training_twice_and_after_a_deep_copy(tmp_path):
 
 def test_what_cannot_work_is_refused_with_all_reasons_at_once(tmp_path):
     model = tiny_llama()
-    args = arguments(tmp_path, torch_compile=False, max_grad_norm=1.0, gradient_accumulation_steps=2)
-    args.fp16, args.deepspeed, args.torch_compile = True, "config.json", True
+    args = arguments(tmp_path, max_grad_norm=1.0, gradient_accumulation_steps=2, optim="lomo")
+    args.deepspeed, args.fsdp = "config.json", True
     callback = LocalPlugCallback("mezo", strict="mezo")
     trainer = Trainer(model, arguments(tmp_path), train_dataset=Tokens())
     with pytest.raises(localplug.Unsupported) as refused:
         callback.on_train_begin(args, trainer.state, trainer.control, model=model, optimizer=trainer.create_optimizer())
     message = str(refused.value)
-    for word in ("fp16", "DeepSpeed", "torch_compile", "max_grad_norm=0", "2 micro-batches"):
+    for word in ("lomo", "DeepSpeed", "FSDP", "max_grad_norm=0", "2 micro-batches"):
         assert word in message
     assert message.count("\n  - ") == 5
     assert not model._forward_hooks
@@ -325,3 +395,33 @@ def test_a_loss_that_bypasses_the_model_is_an_error_not_a_silent_backward(tmp_pa
 
     with pytest.raises(localplug.EngineError, match="a real backward pass reached"):
         fit(tiny_llama(), tmp_path, LocalPlugCallback("mezo"), trainer=Leaks)
+
+
+def test_fp16_loss_scaling_reaches_every_unit_of_a_layer_local_method(tmp_path, monkeypatch):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+
+        def forward(self, x, labels):
+            logits = self.layers(x)
+            return dict(loss=torch.nn.functional.cross_entropy(logits.float(), labels), logits=logits)
+
+    generator = torch.Generator().manual_seed(1)
+    rows = [dict(x=torch.randn(8, generator=generator), labels=torch.tensor(i % 3)) for i in range(32)]
+    moved = {}
+    for scale in (2.0**10, None):
+        torch.manual_seed(0)
+        model = Net()
+        start = [p.detach().clone() for p in model.parameters()]
+        scaler = torch.amp.GradScaler("cpu", enabled=scale is not None, init_scale=scale or 1.0)
+        fit(
+            model, tmp_path, LocalPlugCallback("tpsgd"), data=rows, trainer=_with_loss_scaling(monkeypatch, scaler),
+            optim="sgd", learning_rate=0.1, gradient_accumulation_steps=2,
+        )  # fmt: skip
+        assert scaler.get_scale() == (scale or 1.0)
+        moved[scale] = [p.detach() - s for p, s in zip(model.parameters(), start, strict=True)]
+    for scaled, unscaled in zip(moved[2.0**10], moved[None], strict=True):
+        assert unscaled.norm() > 0
+        # fp16 has 11 bits, at another place when scaled
+        assert (scaled - unscaled).norm() < 1e-2 * unscaled.norm()

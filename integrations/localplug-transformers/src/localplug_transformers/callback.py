@@ -6,6 +6,7 @@ on_pre_optimizer_step, with the learning rate and weight decay that the Trainer'
 """
 
 import base64
+import functools
 import io
 import logging
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from localplug import Engine, Method
 from localplug import method as make_method
-from localplug.loop import innermost, labels_of_call, start_line
+from localplug.loop import announce, innermost, labels_of_call
 from localplug.workers import number_of_workers, spare_gradients
 
 logger = logging.getLogger("localplug")
@@ -59,7 +60,7 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         max_bad_steps: int = 20,
         **options: Any,
     ) -> None:
-        self._make = lambda: make_method(method, **options)
+        self._make = functools.partial(make_method, method, **options)  # not a lambda: callbacks are pickled
         self.method = self._make()
         self.engine: Engine | None = None
         self._name = method if isinstance(method, str) else type(method).__name__
@@ -96,7 +97,7 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         self._resume(saved.get(name), state.global_step)
         saved.setdefault(name, self.state())  # a checkpoint from before this callback has no entry
         self.engine.attach(targets=self._targets)
-        logger.info(self._start_line(args))
+        announce(self.engine, self._clipping_note(args))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -114,19 +115,25 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         if self.engine is not None:
             self.engine.close()
 
-    def _start_line(self, args: TrainingArguments) -> str:
-        assert self.engine is not None
-        line = start_line(self.engine)
-        if self.method.num_coefficients and args.max_grad_norm:
-            line += f"; max_grad_norm={args.max_grad_norm:g} clips the projected gradient, max_grad_norm=0 leaves it as it is"
-        return line
+    def _clipping_note(self, args: TrainingArguments) -> str:
+        if not self.method.num_coefficients or not args.max_grad_norm:
+            return ""
+        return (
+            f"; max_grad_norm={args.max_grad_norm:g} clips the projected gradient, max_grad_norm=0 leaves it as it is"
+        )
 
     # ---- checkpoints: the trainer writes state() to trainer_state.json ------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        options = {
+        options: dict[str, Any] = {
             k: v if isinstance(v, str | int | float | bool | None) else repr(v) for k, v in self._options.items()
         }
+        if self._outputs is not None:  # with restore_callback_states_from_checkpoint these make the callback anew
+            options["outputs"] = list(self._outputs)
+        if self._worker_directions != "same":
+            options["worker_directions"] = self._worker_directions
+        if self._max_bad_steps != 20:
+            options["max_bad_steps"] = self._max_bad_steps
         saved: dict[str, Any] = {"args": {"method": self._name, "seed": self._seed, **options}, "attributes": {}}
         if self.engine is not None:
             whole = self.engine.state_dict()
@@ -163,8 +170,6 @@ def _refusals(args: TrainingArguments, method: Method) -> list[str]:
         found.append("DeepSpeed owns the parameters and the backward pass; remove deepspeed=")
     if args.fsdp:
         found.append("FSDP shards the parameters; remove fsdp=")
-    if args.fp16:
-        found.append("fp16 scales the loss for a backward pass that does not happen; use bf16=True or float32")
     if args.torch_compile and method.num_coefficients == 0:
         found.append("layer-local methods hook the model's modules, and so cannot be compiled; set torch_compile=False")
     optim = str(getattr(args.optim, "value", args.optim))
