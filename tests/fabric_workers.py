@@ -7,10 +7,10 @@ import warnings
 
 import torch
 from lightning.fabric import Fabric
-from lightning_problems import dataset, module
 from torch import nn
 
 import localplug
+from lightning_problems import dataset, module
 from problems import weights
 
 STEPS = 6

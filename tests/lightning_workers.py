@@ -8,10 +8,10 @@ import warnings
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_problems import dataset, module, trainer
 from torch import nn
 from torchmetrics.classification import BinaryAccuracy
 
+from lightning_problems import dataset, module, trainer
 from localplug_lightning import LocalPlugDDPStrategy
 from problems import weights
 

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 import torch
-from fabric_workers import STEPS, train
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
-from lightning_problems import WARNINGS, data, module
 from torch import nn
 
 import localplug
+from fabric_workers import STEPS, train
+from lightning_problems import WARNINGS, data, module
 from problems import SavedElements, weights
 
 pytestmark = WARNINGS
@@ -222,6 +222,7 @@ def test_two_processes_end_with_the_same_weights_to_the_last_bit(name, two_worke
         assert worker == dict(buckets=smallest, workers=2, step=STEPS // (2 if name == "clipped" else 1))
 
 
+@pytest.mark.door("two processes, as one with the whole batch", "Fabric")
 @pytest.mark.parametrize("name", [name for name, options in CASES.items() if options])
 def test_two_processes_with_half_batches_are_one_with_whole_batches(name, two_workers):
     model, *_ = train(Fabric(accelerator="cpu", devices=1), **CASES[name])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_problems import WARNINGS, data, dataset, module, reference, trainer, validated
 
 import localplug
 import localplug_lightning
+from lightning_problems import WARNINGS, data, dataset, module, reference, trainer, validated
 from localplug_lightning import LocalPlugStrategy
 from problems import SavedElements, weights
 

@@ -9,8 +9,8 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
-from lightning_problems import WARNINGS, data, module
 
+from lightning_problems import WARNINGS, data, module
 from problems import weights
 
 pytestmark = WARNINGS

@@ -9,10 +9,10 @@ import warnings
 
 import pytest
 import torch
-from lightning_problems import WARNINGS, module, trainer
-from lightning_workers import STEPS, counted, loader, options
 
 import localplug
+from lightning_problems import WARNINGS, module, trainer
+from lightning_workers import STEPS, counted, loader, options
 from localplug.directions import Directions
 from localplug_lightning import LocalPlugDDPStrategy, LocalPlugStrategy
 from problems import weights
@@ -61,6 +61,7 @@ def test_the_workers_end_with_the_same_weights_to_the_last_bit(name, two_workers
         assert worker["step"] == STEPS // (2 if name == "clipped" else 1)
 
 
+@pytest.mark.door("two processes, as one with the whole batch", "Lightning")
 @pytest.mark.parametrize(
     "name, strategy",
     [

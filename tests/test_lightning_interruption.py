@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint
-from lightning_problems import WARNINGS, data, dataset, module, trainer, validated
 
+from lightning_problems import WARNINGS, data, dataset, module, trainer, validated
 from problems import weights
 
 pytestmark = [

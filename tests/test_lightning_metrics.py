@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torchmetrics
-from lightning_problems import WARNINGS, data, module, trainer
 from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryPrecision, BinaryRecall
 
+from lightning_problems import WARNINGS, data, module, trainer
 from localplug_lightning import LocalPlugStrategy
 from problems import weights
 

@@ -16,10 +16,10 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.tuner import Tuner
-from lightning_problems import WARNINGS, data, dataset, module, reference, trainer, validated
 from torch import nn
 
 import localplug
+from lightning_problems import WARNINGS, data, dataset, module, reference, trainer, validated
 from localplug_lightning import LocalPlugStrategy
 from problems import weights
 

@@ -1,7 +1,6 @@
 """Whole trainings with many switches of the Trainer on at once, and each switch by itself against what it should do."""
 
 import copy
-import gc
 import math
 import pickle
 
@@ -12,15 +11,6 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 import oracle
 from localplug_transformers import LocalPlugCallback
 from problems import Tokens, arguments, fit, logged, tiny_llama, weights
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection():
-    """Each train() collects garbage; without what the imports left, that is nine tenths quicker."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def _tuned(tuning, **changes):

@@ -7,7 +7,6 @@ least |gradient|, its root mean square over z: a slope that happens to be near 0
 """
 
 import copy
-import gc
 
 import pytest
 import torch
@@ -158,15 +157,6 @@ def _tuned(task, tuning):
 
 
 # ---- the oracle and the comparison --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection():
-    """Each train() collects garbage; without what the imports left, that is nine tenths quicker."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Rows(torch.utils.data.Dataset):

@@ -1,7 +1,6 @@
 """TRL's trainers, unmodified: their losses are not the model's own, and the first backward call shows which leaf they use."""
 
 import copy
-import gc
 
 import pytest
 import torch
@@ -18,15 +17,6 @@ CHAT = (
     "{% for m in messages %}{% if m.role == 'user' %}ask {{ m.content }} {% else %}say "
     "{% generation %}{{ m.content }} <eos> {% endgeneration %}{% endif %}{% endfor %}"
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection():
-    """Each train() collects garbage; without what the imports left, that is nine tenths quicker."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def _tokenizer():

@@ -58,6 +58,7 @@ def close(two, one, start, within):
     assert (two - one).norm() < within * way, float((two - one).norm() / way)
 
 
+@pytest.mark.door("two processes, as one with the whole batch", "Trainer")
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_replicas_under_the_trainer_are_equal_to_the_last_bit_after_200_steps(launcher, request):
     first, second = request.getfixturevalue(launcher)["trainer_200_steps"]
@@ -91,6 +92,7 @@ def test_a_step_sends_a_few_bytes_a_direction_whatever_the_size_of_the_model(pla
     assert large["traffic"] < 2 * small["traffic"] + 500
 
 
+@pytest.mark.door("two processes, as one with the whole batch", "bare loop")
 def test_plain_loops_agree_with_one_process_and_workers_with_each_other(plain, tmp_path):
     first, second = plain["plain_loops"]
     one = one_worker("plain_loops", tmp_path)
@@ -110,6 +112,7 @@ def test_different_directions_are_those_of_all_workers_each_on_its_own_part_of_t
     close(two, one, worker_scenarios.weights(worker_scenarios.net()), within=1e-3)
 
 
+@pytest.mark.door("two processes, as one with the whole batch", "Accelerate")
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_attached_before_accelerate_wraps_the_model(launcher, request, tmp_path):
     first, second = request.getfixturevalue(launcher)["accelerate"]

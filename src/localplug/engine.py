@@ -322,6 +322,12 @@ class Engine:
             )
         self._forwards_applied = self.run.num_forwards
         groups: Groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+        if missing := [n for n, p in self.run.parameters if p not in groups]:
+            raise EngineError(
+                f"the optimizer does not hold {missing[:3]} any more: something has put other parameters into the model or "
+                "the optimizer since (FSDP2 does); attach after that, that is after accelerator.prepare or "
+                "fabric.setup_module"
+            )
         coefficients = None
         if self._carrier is not None:
             self._refuse_real_gradients(self._carrier.parameter)

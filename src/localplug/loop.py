@@ -29,7 +29,8 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
         targets: gets (args, kwargs) of the forward call and gives the labels; by default kwargs["labels"].
         outputs: names of the output leaves that the loss is built on, if known.
         worker_directions, process_group, max_bad_steps: see localplug.Engine. With several processes attach before the
-            model is wrapped in DistributedDataParallel (accelerator.prepare, fabric.setup), so that it makes no buckets.
+            model is wrapped in DistributedDataParallel (accelerator.prepare, fabric.setup), so that it makes no buckets; and
+            after it is sharded by fully_shard, which makes new parameters.
         **options: the method's own, checked against its signature.
 
     Raises:
