@@ -49,10 +49,11 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("tile", [1 << 21, 64], ids=["whole", "tiled"])
+@pytest.mark.parametrize("held, tile", [(1 << 20, 1 << 21), (0, 1 << 21), (0, 64)], ids=["held", "hooked", "tiled"])
 @pytest.mark.parametrize("name", MODELS)
-def test_sees_the_perturbed_weights_and_writes_none(name, tile, monkeypatch):
+def test_sees_the_perturbed_weights_and_writes_none(name, held, tile, monkeypatch):
     monkeypatch.setattr(tiles, "TILE", tile)
+    monkeypatch.setattr(Perturbation, "HELD", held)
     torch.manual_seed(0)
     make, inputs = MODELS[name]
     model, x = make().eval(), inputs()
@@ -74,7 +75,7 @@ def test_sees_the_perturbed_weights_and_writes_none(name, tile, monkeypatch):
             for p, b in zip(model.parameters(), before, strict=True):
                 p.copy_(b)
     assert not any(m._forward_pre_hooks or m._forward_hooks or "forward" in m.__dict__ for m in model.modules())
-    if name == "tied by reading":
+    if name == "tied by reading" and not held:
         assert perturbed.read_outside == {0}
 
 
@@ -109,3 +110,27 @@ def test_small_parameters_get_the_same_noise_as_by_themselves_whatever_the_block
         part = directions.add_(torch.zeros(3), 0, [(1, 1.0)], offset=10)
         assert torch.equal(part, alone[0].flatten()[10:13])
         assert sum(len(made) for made in directions._small._made.values()) <= 12
+
+
+@pytest.mark.parametrize("num_directions, weight_decay", [(1, 0.0), (3, 0.1)])
+def test_steps_of_small_parameters_have_the_same_bits_many_at_a_time_and_one_by_one(
+    num_directions, weight_decay, monkeypatch
+):
+    from localplug import directions as room
+
+    found = []
+    for small in (room._SmallParameters.SMALL, 0):
+        monkeypatch.setattr(room._SmallParameters, "SMALL", small)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Conv2d(1, 2, 1).to(memory_format=torch.channels_last))
+        forward = lambda model=model: model[2](model[:2](torch.ones(4, 5))[None, None]).square().mean()  # noqa: E731
+        optimizer = torch.optim.SGD(
+            [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters(), "lr": 0.01}],
+            weight_decay=weight_decay,
+        )
+        engine = localplug.Engine(model, localplug.method("mezo", num_directions=num_directions), optimizer)
+        assert bool(engine.method._directions.small()) == bool(small)
+        for _ in range(3):
+            engine.step(forward, optimizer)
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*found)

@@ -35,6 +35,27 @@ class Directions:
         """
         return self._combine(target, index, terms, 0.0, offset, stochastic=False)
 
+    def small(self) -> list[int]:
+        """Indices of the small float32 parameters, which `small_added` and `update_small_` treat many at a time."""
+        return [i for i, (_, p) in enumerate(self._run.parameters) if i in self._small and p.dtype == torch.float32]
+
+    @torch.no_grad()
+    def small_added(self, indices: Sequence[int], direction: int, factor: float) -> list[Tensor]:
+        """w + factor * z of some of the small parameters, in new tensors; the same bits as of `add_`."""
+        noise_of_each = [self._small.normal(i, direction) for i in indices]
+        values = [self._run.parameters[i][1].data for i in indices]
+        return list(torch._foreach_add(values, torch._foreach_mul(noise_of_each, factor))) if values else []
+
+    @torch.no_grad()
+    def update_small_(self, indices: Sequence[int], terms: Sequence[tuple[int, float]], *, decay: float) -> None:
+        """`update_` of some of the small parameters; the same bits."""
+        values = [self._run.parameters[i][1].data for i in indices]
+        if decay:
+            torch._foreach_mul_(values, 1 - decay)
+        for direction, factor in terms:
+            noise_of_each = [self._small.normal(i, direction) for i in indices]
+            torch._foreach_add_(values, torch._foreach_mul(noise_of_each, factor))
+
     @torch.no_grad()
     def update_(self, target: Tensor, index: int, terms: Sequence[tuple[int, float]], *, decay: float) -> Tensor:
         """target <- (1 - decay) target + the same sum. Half precision is rounded stochastically: a step below the rounding
@@ -62,7 +83,7 @@ class Directions:
             return target.copy_(whole)
         device = target.device
         if index in self._small:
-            known = [(self._small.normal(index, direction), factor) for direction, factor in terms]
+            known = [(self._small.normal(index, direction).reshape(-1), factor) for direction, factor in terms]
             streams = []
         else:
             known = []
@@ -111,7 +132,7 @@ class _SmallParameters:
         room, device = 0, None
         for index, (_, parameter) in enumerate(run.parameters):
             size = parameter.numel()
-            if size > self.SMALL:
+            if size > self.SMALL or is_sharded(parameter):
                 continue
             if size > room or parameter.device != device:
                 self._blocks.append([])
@@ -126,7 +147,7 @@ class _SmallParameters:
         return index in self._place
 
     def normal(self, index: int, direction: int) -> Tensor:
-        """All elements of the stream of one parameter, flat. float32."""
+        """The noise of one parameter, float32, shaped like it."""
         run = self._run
         if self._step != (run.seed, run.step):
             self._step = (run.seed, run.step)
@@ -136,7 +157,8 @@ class _SmallParameters:
         if made is None:
             inside = [run.parameters[i] for i in self._blocks[block]]
             keys = [noise.stream(run.seed, run.step, direction, name) for name, _ in inside]
-            made = noise.normals(keys, [p.numel() for _, p in inside], inside[0][1].device)
+            flat = noise.normals(keys, [p.numel() for _, p in inside], inside[0][1].device)
+            made = [z.view(p.shape) for z, (_, p) in zip(flat, inside, strict=True)]
         self._made[direction, block] = made
         while len(self._made) > self.KEPT:
             del self._made[next(iter(self._made))]

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from localplug.contract import Run
 from localplug.directions import Directions
 from localplug.shards import is_sharded, let_go, local_part
-from localplug.tiles import is_tiled, tiled_forward
+from localplug.tiles import TILE, is_tiled, tiled_forward
 
 
 @final
@@ -28,23 +28,37 @@ class Perturbation:
     call (nn.MultiheadAttention reads out_proj's weight, tied heads read an embedding's) is found during the first
     evaluation, and keeps its scratch copy for the whole evaluation from then on.
 
+    Small parameters have their scratch copies for the whole evaluation, as long as they are no more than a tile together: made
+    many at a time, and without a hook on each of their modules.
+
     Under torch.compile no hook can go into the model, and all parameters have their scratch copy for the whole
     evaluation. Sharded parameters (DTensor) are gathered by fully_shard from storage of its own, so that each worker's
     shard is written, and put back from a copy of it.
     """
 
+    HELD = TILE  # elements of small parameters whose scratch copies live for a whole evaluation
+
     def __init__(self, run: Run, directions: Directions) -> None:
         self._run, self._directions = run, directions
         self._index = {parameter: i for i, (_, parameter) in enumerate(run.parameters) if not is_sharded(parameter)}
         self._sharded = [i for i, (_, parameter) in enumerate(run.parameters) if is_sharded(parameter)]
+        self._held: list[int] = []
+        room = self.HELD
+        for index in directions.small():
+            room -= run.parameters[index][1].numel()
+            if room >= 0:
+                self._held.append(index)
+        hooked = set(self._index.values()).difference(self._held)
         self._owners = [
             (module, own)
             for module in run.model.modules()
-            if (own := [self._index[p] for p in module._parameters.values() if p is not None and p in self._index])
+            if (
+                own := [i for p in module._parameters.values() if p is not None and (i := self._index.get(p)) in hooked]
+            )
         ]
         # the host also calls the model's forward by itself, and then no hook of the model runs
         top = run.model._parameters.values()
-        self.read_outside: set[int] = {self._index[p] for p in top if p is not None and p in self._index}
+        self.read_outside: set[int] = {i for p in top if p is not None and (i := self._index.get(p)) in hooked}
         """Indices of the parameters whose scratch copy lives for a whole evaluation."""
         self._explored = False
 
@@ -88,8 +102,15 @@ class Perturbation:
         try:
             if self._sharded:
                 stack.enter_context(self._shifted_shards(direction, scale))
+            for index, value in zip(
+                self._held, self._directions.small_added(self._held, direction, scale), strict=True
+            ):
+                parameter = self._run.parameters[index][1]
+                originals[index] = (parameter.data, 1)
+                parameter.data = value
             for index in self._index.values() if whole else self.read_outside:
-                swap(index)
+                if index not in originals:
+                    swap(index)
             for module, own in () if whole else self._owners:
                 if is_tiled(module) and self.read_outside.isdisjoint(own) and module.weight in self._index:
                     forward = tiled_forward(module, self._directions, self._index, direction, scale)

@@ -44,12 +44,19 @@ class Projection(Estimate):
 
 def sgd_update(run: Run, directions: Directions, coefficients: Sequence[float], groups: Groups) -> None:
     """w <- (1 - lr * weight_decay) w - lr * (1/q) sum_j c_j z_j, streamed; lr and weight_decay by parameter group."""
-    q = len(coefficients)
+    q, small = len(coefficients), set(directions.small())
+    together: dict[tuple[float, float], list[int]] = {}
     for index, (_, parameter) in enumerate(run.parameters):
         group = groups[parameter]
-        lr = float(group["lr"])
+        lr, weight_decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
+        if index in small:
+            together.setdefault((lr, weight_decay), []).append(index)
+            continue
         terms = [(j, -lr * c / q) for j, c in enumerate(coefficients)]
-        directions.update_(parameter.data, index, terms, decay=lr * float(group.get("weight_decay", 0.0)))
+        directions.update_(parameter.data, index, terms, decay=lr * weight_decay)
+    for (lr, weight_decay), indices in together.items():
+        terms = [(j, -lr * c / q) for j, c in enumerate(coefficients)]
+        directions.update_small_(indices, terms, decay=lr * weight_decay)
 
 
 def write_gradients(run: Run, directions: Directions, coefficients: Sequence[float]) -> None:
