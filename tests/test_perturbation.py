@@ -134,3 +134,19 @@ def test_steps_of_small_parameters_have_the_same_bits_many_at_a_time_and_one_by_
             engine.step(forward, optimizer)
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_that_is_converted_after_attaching(dtype):
+    """As Fabric's bf16-true does in setup."""
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with localplug.attach(model, "mezo", optimizer, eps=1e-2) as plug:
+        model.to(dtype)
+        before = [p.detach().clone() for p in model.parameters()]
+        out = model(torch.ones(4, 5, dtype=dtype))
+        assert out.dtype == dtype and all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+        out.float().square().mean().backward()
+        optimizer.step()
+        assert plug.engine.run.step == 1 and all(p.dtype == dtype for p in model.parameters())
+        assert any(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))

@@ -36,7 +36,8 @@ class Directions:
         return self._combine(target, index, terms, 0.0, offset, stochastic=False)
 
     def small(self) -> list[int]:
-        """Indices of the small float32 parameters, which `small_added` and `update_small_` treat many at a time."""
+        """Indices of the small parameters that are float32 now, which `small_added` and `update_small_` treat many at a
+        time. A trainer may convert the model between two calls."""
         return [i for i, (_, p) in enumerate(self._run.parameters) if i in self._small and p.dtype == torch.float32]
 
     @torch.no_grad()
@@ -158,7 +159,7 @@ class _SmallParameters:
             inside = [run.parameters[i] for i in self._blocks[block]]
             keys = [noise.stream(run.seed, run.step, direction, name) for name, _ in inside]
             flat = noise.normals(keys, [p.numel() for _, p in inside], inside[0][1].device)
-            made = [z.view(p.shape) for z, (_, p) in zip(flat, inside, strict=True)]
+            made = [z.view(p.shape).to(p.device) for z, (_, p) in zip(flat, inside, strict=True)]
         self._made[direction, block] = made
         while len(self._made) > self.KEPT:
             del self._made[next(iter(self._made))]

@@ -102,13 +102,12 @@ class Perturbation:
         try:
             if self._sharded:
                 stack.enter_context(self._shifted_shards(direction, scale))
-            for index, value in zip(
-                self._held, self._directions.small_added(self._held, direction, scale), strict=True
-            ):
+            quick = sorted(set(self._directions.small()).intersection(self._held))
+            for index, value in zip(quick, self._directions.small_added(quick, direction, scale), strict=True):
                 parameter = self._run.parameters[index][1]
                 originals[index] = (parameter.data, 1)
                 parameter.data = value
-            for index in self._index.values() if whole else self.read_outside:
+            for index in self._index.values() if whole else [*self._held, *self.read_outside]:
                 if index not in originals:
                     swap(index)
             for module, own in () if whole else self._owners:
