@@ -1,6 +1,10 @@
 """A LightningModule, its data, a Trainer for it, and the same training by the bare engine."""
 
 import logging
+import os
+import pathlib
+import subprocess
+import sys
 
 import lightning.pytorch as L
 import pytest
@@ -107,3 +111,31 @@ def reference(model, steps, accumulate=1, clip=None, lr=1e-2, skip=(), batches=N
         optimizer.step()
         optimizer.zero_grad()
     return losses
+
+
+class Quiet(L.LightningModule):
+    """module(), of a class that can be pickled, and whose training_step does not log, which Dynamo cannot compile."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = module().net
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+
+def run_script(name, *arguments):
+    """A script beside this file, as a user starts it."""
+    here = pathlib.Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, str(here / name), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]

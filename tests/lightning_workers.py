@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torchmetrics.classification import BinaryAccuracy
 
-from lightning_problems import dataset, module, trainer
+from lightning_problems import Quiet, dataset, module, trainer
 from localplug_lightning import LocalPlugDDPStrategy
 from problems import weights
 
@@ -22,20 +22,6 @@ def loader(batch, alone=False, num=128):
     """Lightning gives several workers a sampler that shuffles, whatever the loader says; `alone` gives it to one."""
     sampler = torch.utils.data.DistributedSampler(dataset(num), 1, 0, shuffle=True, seed=0) if alone else None
     return torch.utils.data.DataLoader(dataset(num), batch_size=batch, sampler=sampler)
-
-
-class Spawned(L.LightningModule):
-    """module(), of a class that can be pickled."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = module().net
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-2)
 
 
 def counted():
@@ -88,7 +74,7 @@ def main(folder, start_method):
     for name in names:
         model = counted() if name == "counted" else module(schedule=name in ("whole", "resumed"))
         if start_method != "popen":
-            model = Spawned()
+            model = Quiet()
         chosen = strategies(start_method)[name]
         fitted = trainer(
             folder,

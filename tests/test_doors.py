@@ -7,7 +7,6 @@ The distance between two trainings is measured as a share of the way that traini
 """
 
 import copy
-import gc
 import math
 import os
 import pathlib
@@ -45,15 +44,6 @@ def refused(**texts):
     )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection():
-    """Each train() collects garbage; without what the imports left, that is nine tenths quicker."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(autouse=True)
 def _no_trace_in_the_process():
     """Trainers tell accelerate and each other by the environment and by global objects how to train."""
@@ -66,6 +56,18 @@ def _no_trace_in_the_process():
 
 def llama(**changes):
     return tiny_llama(initializer_range=0.2, **changes)
+
+
+def watched_llama():
+    """What makes the model, and the set of the dtypes that one of its layers has given."""
+    seen = set()
+
+    def make():
+        model = llama()
+        model.model.layers[0].mlp.register_forward_hook(lambda m, args, output: seen.add(output.dtype))
+        return model
+
+    return make, seen
 
 
 def adapted(how):
@@ -151,13 +153,7 @@ def test_bfloat16_weights(door, tmp_path):
 @pytest.mark.door("bfloat16 autocast")
 @each_door
 def test_bfloat16_autocast(door, tmp_path):
-    seen = set()
-
-    def watched():
-        model = llama()
-        model.model.layers[0].mlp.register_forward_hook(lambda m, args, output: seen.add(output.dtype))
-        return model
-
+    watched, seen = watched_llama()
     within = 5e-2 if door == "TRL" else None  # its loss is of other bfloat16 numbers than the model's
     both(door, tmp_path, watched, within=within, precision="bf16 autocast")
     assert seen == {torch.bfloat16}
@@ -167,13 +163,7 @@ def test_bfloat16_autocast(door, tmp_path):
 @each_door
 def test_loss_scaling_cancels_out(door, tmp_path):
     """The oracle has fp16 autocast and no scaling."""
-    seen = set()
-
-    def watched():
-        model = llama()
-        model.model.layers[0].mlp.register_forward_hook(lambda m, args, output: seen.add(output.dtype))
-        return model
-
+    watched, seen = watched_llama()
     within = 5e-2 if door == "TRL" else None  # its loss is of other float16 numbers than the model's
     fit, _ = both(door, tmp_path, watched, within=within, precision="fp16 scaled")
     assert seen == {torch.float16} and fit.scaler.get_scale() == 2.0**8 and fit.engine.run.num_dropped == 0

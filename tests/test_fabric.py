@@ -1,10 +1,6 @@
 """localplug.attach in a loop of lightning.fabric, on one device and with two processes."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,12 +10,10 @@ from torch import nn
 
 import localplug
 from fabric_workers import STEPS, train
-from lightning_problems import WARNINGS, data, module
+from lightning_problems import WARNINGS, data, module, run_script
 from problems import SavedElements, weights
 
 pytestmark = WARNINGS
-
-HERE = pathlib.Path(__file__).parent
 METHODS = {"mezo": dict(eps=1e-2), "tpsgd": {}}
 
 
@@ -196,15 +190,7 @@ CASES = {
 def two_workers(tmp_path_factory):
     """The folder with what all cases left behind."""
     folder = tmp_path_factory.mktemp("workers")
-    done = subprocess.run(
-        [sys.executable, str(HERE / "fabric_workers.py"), str(folder), "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
+    run_script("fabric_workers.py", folder, 2)
     return folder
 
 

@@ -2,16 +2,13 @@
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 
 import localplug
-from lightning_problems import WARNINGS, module, trainer
+from lightning_problems import WARNINGS, module, run_script, trainer
 from lightning_workers import STEPS, counted, loader, options
 from localplug.directions import Directions
 from localplug_lightning import LocalPlugDDPStrategy, LocalPlugStrategy
@@ -19,19 +16,9 @@ from problems import weights
 
 pytestmark = [*WARNINGS, pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")]
 
-HERE = pathlib.Path(__file__).parent
-
 
 def start(folder, start_method="popen"):
-    done = subprocess.run(
-        [sys.executable, str(HERE / "lightning_workers.py"), str(folder), start_method],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
+    run_script("lightning_workers.py", folder, start_method)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
@@ -19,7 +18,7 @@ from lightning.pytorch.tuner import Tuner
 from torch import nn
 
 import localplug
-from lightning_problems import WARNINGS, data, dataset, module, reference, trainer, validated
+from lightning_problems import WARNINGS, Quiet, data, dataset, module, reference, trainer, validated
 from localplug_lightning import LocalPlugStrategy
 from problems import weights
 
@@ -297,20 +296,6 @@ def test_a_run_with_averaged_weights_and_a_schedule_resumes_exactly(method, tmp_
     (checkpoint,) = pathlib.Path(tmp_path).glob("step=8*")
     run(resumed, ckpt_path=str(checkpoint), weights_only=True)
     assert torch.equal(weights(whole), weights(resumed)) and resumed.calls == whole.calls / 2
-
-
-class Quiet(L.LightningModule):
-    """Dynamo cannot compile a training_step that logs, whatever the strategy."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = module().net
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-2)
 
 
 def test_a_compiled_module_trains_as_it_does_uncompiled(tmp_path):

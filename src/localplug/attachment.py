@@ -97,8 +97,8 @@ class Attachment:
 
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """All evaluations but the last; the compiler skips this frame, and reads those it calls."""
-        estimating = self._start(args, kwargs)
         try:
+            estimating = self._start(args, kwargs)
             for _ in range(self._engine.method.num_evaluations - 1):
                 self._feed(estimating, self.call(args, kwargs))
         except BaseException:
@@ -116,12 +116,8 @@ class Attachment:
         stack.enter_context(engine.evaluating())
         estimating = engine.method.estimate(engine.run)
         self._pending.append((estimating, stack))
-        try:
-            next(estimating)
-            engine.rewind()
-        except BaseException:
-            self._abandon()
-            raise
+        next(estimating)
+        engine.rewind()
         return estimating
 
     def _take(self, estimating: Estimating, tree: Any) -> None:

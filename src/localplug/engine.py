@@ -99,7 +99,7 @@ class Engine:
         self._attachment: Attachment | None = None
         self._process_group, self._workers, self._take_back = process_group, None, None
         if num_workers > 1:
-            self._workers = Workers(process_group, different=apart > 1)
+            self._workers = Workers(process_group)
             self._workers.start_alike(model, self.run)
             self._take_back = spare_gradients(model)
             if apart > 1:

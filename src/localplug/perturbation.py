@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -102,7 +103,7 @@ class Perturbation:
         try:
             if self._sharded:
                 stack.enter_context(self._shifted_shards(direction, scale))
-            quick = sorted(set(self._directions.small()).intersection(self._held))
+            quick = [i for i in self._held if self._run.parameters[i][1].dtype == torch.float32]  # converted since?
             for index, value in zip(quick, self._directions.small_added(quick, direction, scale), strict=True):
                 parameter = self._run.parameters[index][1]
                 originals[index] = (parameter.data, 1)

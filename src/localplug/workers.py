@@ -43,14 +43,12 @@ class Workers:
 
     Args:
         process_group: of torch.distributed; all processes by default.
-        different: whether each worker draws directions of its own.
     """
 
-    def __init__(self, process_group: Any = None, *, different: bool = False) -> None:
+    def __init__(self, process_group: Any = None) -> None:
         self._group = process_group
         self.size = number_of_workers(process_group)
         self.rank = int(torch.distributed.get_rank(process_group))
-        self.different = different
         self._first = torch.distributed.get_global_rank(process_group, 0) if process_group is not None else 0
         self._exchanges = 0
 
@@ -70,9 +68,7 @@ class Workers:
         self._exchanges += 1
         place = _fingerprint(run.seed, run.step, self._exchanges, len(run.parameters), len(coefficients))
         mine = torch.cat([coefficients.view(torch.int32), coefficients.new_tensor([place], dtype=torch.int32)])
-        everyone = [torch.empty_like(mine) for _ in range(self.size)]
-        self._together(lambda: torch.distributed.all_gather(everyone, mine, group=self._group), run)
-        received = torch.stack(everyone)
+        received = torch.stack(self._gathered(mine, run))
         if bool((received[:, -1] != place).any()):
             where = [r for r in range(self.size) if int(received[r, -1]) != place]
             raise EngineError(
@@ -81,7 +77,7 @@ class Workers:
                 "arguments and number of batches"
             )
         each = received[:, :-1].contiguous().view(torch.float32)
-        return each.flatten() if self.different else each.mean(0)
+        return each.flatten() if run.num_workers_apart > 1 else each.mean(0)
 
     def average_(self, gradients: Sequence[Tensor], run: Run) -> None:
         """Gradients of a layer-local method: each becomes the mean over the workers."""
@@ -102,8 +98,7 @@ class Workers:
         whole = [t.data for t in (*model.parameters(), *model.buffers()) if not is_sharded(t)]
         whole = [t for t in whole if type(t) is torch.Tensor and not t.is_meta]
         mine = torch.cat([facts.to(torch.int64), _checksum(whole, device)])
-        everyone = [torch.empty_like(mine) for _ in range(self.size)]
-        self._together(lambda: torch.distributed.all_gather(everyone, mine, group=self._group), run)
+        everyone = self._gathered(mine, run)
         for what, column in (("seed or the step", 0), ("names or shapes of the trained parameters", 1)):
             if len({int(other[column]) for other in everyone}) > 1:
                 raise EngineError(f"the workers differ in the {what}; start all of them with the same arguments")
@@ -114,6 +109,12 @@ class Workers:
                 send = functools.partial(torch.distributed.broadcast, contiguous, self._first, group=self._group)
                 self._together(send, run)
                 tensor.copy_(contiguous)
+
+    def _gathered(self, mine: Tensor, run: Run) -> list[Tensor]:
+        """What each worker has, in their order."""
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        self._together(lambda: torch.distributed.all_gather(everyone, mine, group=self._group), run)
+        return everyone
 
     def _together(self, collective: Callable[[], _T], run: Run) -> _T:
         try:

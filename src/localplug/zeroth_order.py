@@ -46,17 +46,19 @@ def sgd_update(run: Run, directions: Directions, coefficients: Sequence[float], 
     """w <- (1 - lr * weight_decay) w - lr * (1/q) sum_j c_j z_j, streamed; lr and weight_decay by parameter group."""
     q, small = len(coefficients), set(directions.small())
     together: dict[tuple[float, float], list[int]] = {}
+
+    def terms(lr: float) -> list[tuple[int, float]]:
+        return [(j, -lr * c / q) for j, c in enumerate(coefficients)]
+
     for index, (_, parameter) in enumerate(run.parameters):
         group = groups[parameter]
         lr, weight_decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
         if index in small:
             together.setdefault((lr, weight_decay), []).append(index)
-            continue
-        terms = [(j, -lr * c / q) for j, c in enumerate(coefficients)]
-        directions.update_(parameter.data, index, terms, decay=lr * weight_decay)
+        else:
+            directions.update_(parameter.data, index, terms(lr), decay=lr * weight_decay)
     for (lr, weight_decay), indices in together.items():
-        terms = [(j, -lr * c / q) for j, c in enumerate(coefficients)]
-        directions.update_small_(indices, terms, decay=lr * weight_decay)
+        directions.update_small_(indices, terms(lr), decay=lr * weight_decay)
 
 
 def write_gradients(run: Run, directions: Directions, coefficients: Sequence[float]) -> None:
