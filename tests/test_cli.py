@@ -39,12 +39,16 @@ def broken(monkeypatch, caplog):
 def test_plugins_lists_each_with_its_distribution_and_what_it_gives(capsys):
     assert main(["plugins"]) == 0
     lines = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
+    zo = lines[-1][-1]
     assert lines == [
         ["tpsgd", "localplug-tpsgd", localplug.__version__,
          "methods: tpsgd; target generators: projection; local losses: l1, l2"],
         ["transformers", "localplug-transformers", localplug.__version__, "commands: demo"],
-        ["zo", "localplug-zo", localplug.__version__, "methods: mezo; update rules: zo-sgd-sign"],
+        ["zo", "localplug-zo", localplug.__version__, zo],
     ]  # fmt: skip
+    kinds = dict(part.split(": ") for part in zo.split("; "))
+    assert list(kinds) == ["methods", "estimators", "perturbations", "update rules"]
+    assert {"mezo", "lozo"} < set(kinds["methods"].split(", ")) and "zo-sgd-sign" in kinds["update rules"].split(", ")
 
 
 def test_plugins_as_json_has_one_schema_for_every_plugin(capsys, monkeypatch, broken):
@@ -59,14 +63,16 @@ def test_plugins_as_json_has_one_schema_for_every_plugin(capsys, monkeypatch, br
     assert {name: row["status"] for name, row in rows.items()} == {
         "broken": "failed", "tpsgd": "blocked", "transformers": "ok", "zo": "ok",
     }  # fmt: skip
-    assert rows["zo"]["gives"] == {"methods": ["mezo"], "update_rules": ["zo-sgd-sign"]}
+    gives = rows["zo"]["gives"]
+    assert list(gives) == ["methods", "estimators", "perturbations", "update_rules"]
+    assert "mezo" in gives["methods"] and gives["perturbations"] == sorted(gives["perturbations"])
 
 
 def test_plugins_shows_a_broken_one_and_exits_with_1(capsys, broken):
     assert main(["plugins"]) == 1
     out = capsys.readouterr().out
     assert "FAILED  ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in out
-    assert "methods: mezo" in out
+    assert "mezo, random-sparse-zo" in out
 
 
 def test_plugins_shows_a_blocked_one_and_exits_with_0(capsys, monkeypatch):

@@ -14,6 +14,7 @@ import types
 
 import pytest
 
+import localplug
 from localplug.errors import LocalPlugError
 from localplug.testing import LocalLossTests, MethodTests, TargetGeneratorTests, UpdateRuleTests
 
@@ -99,6 +100,18 @@ def _source(module):
 SUBJECTS = {
     "heavy ball": (MethodTests, HEAVY_BALL, lambda m: lambda: m.HeavyBall(), "make"),
     "mezo": (MethodTests, _source("localplug_zo.mezo"), lambda m: lambda: m.MeZO(num_directions=2), "make"),
+    "two-sided": (
+        MethodTests,
+        _source("localplug_zo.two_sided"),
+        lambda m: lambda: localplug.ZerothOrder(m.TwoSided(num_directions=2), localplug.update("sgd")),
+        "make",
+    ),
+    "updates": (
+        MethodTests,
+        _source("localplug_zo.updates"),
+        lambda m: lambda: localplug.ZerothOrder(localplug.estimator("two-sided", num_directions=2), m.SGD()),
+        "make",
+    ),
     "tpsgd": (MethodTests, _source("localplug_tpsgd.tpsgd"), lambda m: lambda: m.TPSGD(), "make"),
     "sign": (UpdateRuleTests, _source("localplug_zo.sign"), lambda m: lambda p: m.SignSGD(p, lr=1e-2), "make"),
     "projection": (
@@ -142,14 +155,13 @@ MUTANTS = [
     ("draws one direction where workers draw different ones", "heavy ball",
      "directions_of_several_workers_are_drawn_and_applied_or_refused",
      {"return [\"one direction a step\"] if run.num_workers_apart > 1 else []": "return []"}),
-    ("evaluates the first worker's directions on all", "mezo",
+    ("evaluates the first worker's directions on all", "two-sided",
      "directions_of_several_workers_are_drawn_and_applied_or_refused",
-     {"with self._perturbed(j, +eps)": "with self._perturbed(j - run.first_direction, +eps)",
-      "with self._perturbed(j, -eps)": "with self._perturbed(j - run.first_direction, -eps)"}),
-    ("applies its own worker's coefficients alone", "mezo",
+     {"        return list(raw)": "        return list(raw)\n\n    def estimate(self, run, perturbed):\n"
+      "        run.first_direction = 0\n        return (yield from super().estimate(run, perturbed))"}),
+    ("applies its own worker's coefficients alone", "updates",
      "directions_of_several_workers_are_drawn_and_applied_or_refused",
-     {"sgd_update(run, self._directions, coefficients, groups)":
-      "sgd_update(run, self._directions, coefficients[: self.num_directions], groups)"}),
+     {"sgd_update(run, directions, coefficients, groups)": "sgd_update(run, directions, coefficients[:2], groups)"}),
     ("draws from the global random state", "heavy ball", "leaves_the_global_random_state_as_one_forward_pass_would",
      {"return torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))":
       "torch.manual_seed(seed)\n        return torch.randn(p.shape)"}),
@@ -193,21 +205,23 @@ MUTANTS = [
      {"eps=1e-3, momentum=0.5": "eps=1e-3, momentum=0.5, s=1"}),
     ("describes itself in two lines", "heavy ball", "describes_itself_and_documents_its_options",
      {'"heavy ball"': '"heavy\\nball"'}),
-    ("has the sign of its slopes wrong", "mezo", "lowers_the_loss",
-     {"(p - m) / (2 * eps)": "(m - p) / (2 * eps)"}),
-    ("takes one direction's slope for another's", "mezo", "lowers_the_loss",
-     {"sgd_update(run, self._directions, coefficients,": "sgd_update(run, self._directions, coefficients[::-1],"}),
-    ("evaluates without perturbing", "mezo", "lowers_the_loss",
-     {"self._perturbed(j, +eps)": "self._perturbed(j, 0.0)",
-      "self._perturbed(j, -eps)": "self._perturbed(j, 0.0)"}),
-    ("miscounts its evaluations", "mezo", "evaluates_as_often_as_it_says",
-     {"return 2 * self.num_directions": "return self.num_directions + 1"}),
-    ("adds the directions' losses up", "mezo", "reports_the_loss_of_the_batch",
-     {"[v / self.num_directions for v in values]": "values"}),
-    ("updates in both ways", "mezo", "changes_the_weights_or_leaves_gradients_and_never_both",
-     {"        else:\n            write_gradients": "        if not self._strict:\n            write_gradients"}),
+    ("has the sign of its slopes wrong", "two-sided", "lowers_the_loss",
+     {"(p - m) / (2 * self.eps)": "(m - p) / (2 * self.eps)"}),
+    ("takes one direction's slope for another's", "updates", "lowers_the_loss",
+     {"sgd_update(run, directions, coefficients,": "sgd_update(run, directions, coefficients[::-1],"}),
+    ("evaluates without perturbing", "two-sided", "lowers_the_loss",
+     {"[(j, sign * self.eps) for": "[(j, 0.0) for"}),
+    ("miscounts its evaluations", "two-sided", "evaluates_as_often_as_it_says",
+     {"        return list(raw)":
+      "        return list(raw)\n\n    @property\n    def num_evaluations(self):\n        return self.num_directions + 1"}),
+    ("adds the directions' losses up", "two-sided", "reports_the_loss_of_the_batch",
+     {"Projection(mean(outputs), slopes)": "Projection([len(outputs) * m for m in mean(outputs)], slopes)"}),
+    ("updates in both ways", "updates", "changes_the_weights_or_leaves_gradients_and_never_both",
+     {"        sgd_update(run, directions, coefficients, groups)\n\n\n@final\nclass Sign":
+      "        sgd_update(run, directions, coefficients, groups)\n        write_gradients(run, directions, coefficients)\n\n\n"
+      "@final\nclass Sign"}),
     ("describes itself by nothing", "mezo", "describes_itself_and_documents_its_options",
-     {'return f"mezo, {what}': 'return "" and f"mezo, {what}'}),
+     {"return self._method.describe()": 'return "" and self._method.describe()'}),
     ("has an option without a word about it", "mezo", "describes_itself_and_documents_its_options",
      {"        strict: Literal": "        num_steps: int = 1,\n        strict: Literal"}),
     ("draws targets from no seed", "tpsgd", "the_same_seed_repeats_the_run",

@@ -41,7 +41,7 @@ def test_any_chunking_and_order_gives_the_same_elements(monkeypatch):
     whole = noise.normal(key, 0, 1000, CPU)
     pieces = {start: noise.normal(key, start, min(77, 1000 - start), CPU) for start in reversed(range(0, 1000, 77))}
     assert torch.equal(whole, torch.cat([pieces[start] for start in sorted(pieces)]))
-    monkeypatch.setitem(noise._CHUNK, "cpu", 128)
+    monkeypatch.setattr(noise, "_CHUNK_CPU", 128)
     assert torch.equal(whole, noise.normal(key, 0, 1000, CPU))
 
 
@@ -85,3 +85,26 @@ def test_many_short_streams_at_once_are_those_one_by_one():
         assert torch.equal(z, noise.normal(key, 0, size, CPU))
     again = noise.normals(keys[::-1], sizes[::-1], CPU)[::-1]
     assert all(torch.equal(a, b) for a, b in zip(together, again, strict=True))
+
+
+@pytest.mark.parametrize("num", [1, 5, 63, 64, 65, 1000, 70_001, 300_000])
+@pytest.mark.parametrize("offset", [0, 1, 3, 63, 64, 70, 12_345])
+def test_the_compiled_loops_give_the_bits_of_torchs_operations(num, offset, monkeypatch):
+    if not noise.kernels.AVAILABLE:
+        pytest.skip("numba is not installed")
+    key, start = noise.stream(1, 2, 3, "w"), torch.randn(num)
+    found = []
+    for usable in (noise.kernels.usable, lambda _: False):
+        monkeypatch.setattr(noise.kernels, "usable", usable)
+        normal, signs = start.clone(), start.clone()
+        noise.add_normal_(normal, key, offset, 0.37)
+        noise.add_signs_(signs, key, offset, 0.37)
+        found.append((normal, signs))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+def test_signs_are_fair_and_of_one_size():
+    signs = noise.signs(noise.stream(0, 0, 0, "w"), 0, 100_000, CPU)
+    assert set(signs.tolist()) == {-1.0, 1.0} and abs(float(signs.mean())) < 0.02
+    pairs = (signs[:-1] * signs[1:]).mean(), (signs[:-64] * signs[64:]).mean()
+    assert all(abs(float(p)) < 0.02 for p in pairs)

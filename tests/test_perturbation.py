@@ -104,10 +104,12 @@ def test_small_parameters_get_the_same_noise_as_by_themselves_whatever_the_block
         for direction in (1, 0, 1):
             for index in (11, 0, 5, 3, 8):
                 z = directions.add_(
-                    torch.zeros_like(model[0].weight if index % 2 == 0 else model[0].bias), index, [(1, 2.0)]
+                    torch.zeros_like(model[0].weight if index % 2 == 0 else model[0].bias),
+                    index,
+                    [localplug.Term(1, 2.0)],
                 )
                 assert torch.equal(z, 2.0 * alone[index]), (block, direction, index)
-        part = directions.add_(torch.zeros(3), 0, [(1, 1.0)], offset=10)
+        part = directions.add_(torch.zeros(3), 0, [localplug.Term(1, 1.0)], offset=10)
         assert torch.equal(part, alone[0].flatten()[10:13])
         assert sum(len(made) for made in directions._small._made.values()) <= 12
 
@@ -129,7 +131,7 @@ def test_steps_of_small_parameters_have_the_same_bits_many_at_a_time_and_one_by_
             weight_decay=weight_decay,
         )
         engine = localplug.Engine(model, localplug.method("mezo", num_directions=num_directions), optimizer)
-        assert bool(engine.method._directions.small()) == bool(small)
+        assert bool(engine.method.directions.small()) == bool(small)
         for _ in range(3):
             engine.step(forward, optimizer)
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

@@ -252,9 +252,10 @@ def test_one_step_is_backpropagations_slope_along_the_direction(task, tuning, pr
     + [("one micro-batch lost", "float32")],  # a quarter of the step: below the tolerances of bfloat16
 )
 def test_the_comparison_notices(mutation, precision, tmp_path, monkeypatch):
-    from localplug_zo import mezo
+    from localplug import Projection
+    from localplug_zo import updates
 
-    update, pull_back = mezo.sgd_update, mezo.Projection.pull_back
+    update, pull_back = updates.sgd_update, Projection.pull_back
     calls = []
 
     def mutated(run, directions, coefficients, groups):
@@ -269,9 +270,9 @@ def test_the_comparison_notices(mutation, precision, tmp_path, monkeypatch):
         return coefficients * 0 if len(calls) == 2 else coefficients
 
     if mutation == "one micro-batch lost":
-        monkeypatch.setattr(mezo.Projection, "pull_back", forgetful)
+        monkeypatch.setattr(Projection, "pull_back", forgetful)
     else:
-        monkeypatch.setattr(mezo, "sgd_update", mutated)
+        monkeypatch.setattr(updates, "sgd_update", mutated)
     with pytest.raises(AssertionError):
         _compare("lm padded", "full", precision, 4, tmp_path)
     assert mutation != "one micro-batch lost" or len(calls) == 4

@@ -189,10 +189,10 @@ def test_until_the_leaf_is_known_the_estimate_is_of_first_order_in_eps(tmp_path)
 
 
 def test_the_comparison_notices_a_wrong_sign_and_another_direction(tmp_path, monkeypatch):
-    from localplug_zo import mezo
+    from localplug_zo import updates
 
     names, seed, slope, z = _by_backpropagation("dpo sigmoid", tmp_path)
-    update = mezo.sgd_update
+    update = updates.sgd_update
 
     def other_sign(run, directions, coefficients, groups):
         update(run, directions, [-c for c in coefficients], groups)
@@ -204,7 +204,7 @@ def test_the_comparison_notices_a_wrong_sign_and_another_direction(tmp_path, mon
 
     seen = []
     for wrong in (other_sign, other_direction):
-        monkeypatch.setattr(mezo, "sgd_update", wrong)
+        monkeypatch.setattr(updates, "sgd_update", wrong)
         callback = LocalPlugCallback("mezo", eps=3e-4, seed=seed, outputs=FUSED)
         moved, _ = _one_step("dpo sigmoid", tmp_path, [callback])
         seen.append(oracle.along(oracle.flat(moved, names), z))

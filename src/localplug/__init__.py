@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Unit,
     )
     from localplug.directions import Directions
+    from localplug.distributions import Gaussian, Rademacher
     from localplug.engine import Engine
     from localplug.errors import (
         DuplicateName,
@@ -35,11 +36,30 @@ if TYPE_CHECKING:
     )
     from localplug.local import LocalMethod
     from localplug.loop import attach
+    from localplug.low_rank import add_low_rank_
+    from localplug.parts import Distribution, Estimator, Piece, Probing, Term, Update, read
     from localplug.perturbation import Perturbation
     from localplug.plugins import get, installed, register
-    from localplug.recipes import local_loss, method, target_generator, update_rule
+    from localplug.rebuild import replay_checkpoint, replay_log
+    from localplug.recipes import (
+        distribution,
+        estimator,
+        local_loss,
+        method,
+        target_generator,
+        update,
+        update_rule,
+    )
+    from localplug.trajectory import read_log
     from localplug.units import partition
-    from localplug.zeroth_order import Projection, sgd_update, write_gradients
+    from localplug.zeroth_order import (
+        Projection,
+        ZerothOrder,
+        gradient_of,
+        sgd_update,
+        update_linearly,
+        write_gradients,
+    )
 
 __version__ = "0.1.0"
 
@@ -67,14 +87,33 @@ _HOME = {
     "get": "plugins",
     "installed": "plugins",
     "register": "plugins",
+    "replay_checkpoint": "rebuild",
+    "replay_log": "rebuild",
+    "read_log": "trajectory",
     "local_loss": "recipes",
     "method": "recipes",
     "target_generator": "recipes",
+    "distribution": "recipes",
+    "estimator": "recipes",
+    "update": "recipes",
     "update_rule": "recipes",
     "partition": "units",
     "Directions": "directions",
     "Perturbation": "perturbation",
+    "Gaussian": "distributions",
+    "Rademacher": "distributions",
+    "add_low_rank_": "low_rank",
+    "Distribution": "parts",
+    "Estimator": "parts",
+    "Piece": "parts",
+    "Probing": "parts",
+    "read": "parts",
+    "Term": "parts",
+    "Update": "parts",
     "Projection": "zeroth_order",
+    "ZerothOrder": "zeroth_order",
+    "gradient_of": "zeroth_order",
+    "update_linearly": "zeroth_order",
     "sgd_update": "zeroth_order",
     "write_gradients": "zeroth_order",
 }
@@ -82,36 +121,55 @@ _HOME = {
 __all__ = [
     "hookimpl",
     "Directions",
+    "Distribution",
     "DuplicateName",
     "Engine",
     "EngineError",
     "Estimate",
     "Estimating",
+    "Estimator",
+    "Gaussian",
     "Groups",
     "LocalLoss",
     "LocalMethod",
     "LocalPlugError",
     "Method",
     "Perturbation",
+    "Piece",
+    "Probing",
     "PluginFailed",
     "Projection",
+    "Rademacher",
     "Run",
     "Signal",
     "TargetGenerator",
+    "Term",
     "Unit",
     "UnknownName",
     "Unsupported",
+    "Update",
+    "ZerothOrder",
+    "add_low_rank_",
     "attach",
     "check",
+    "distribution",
+    "estimator",
     "get",
+    "gradient_of",
     "installed",
     "local_loss",
     "method",
     "noise",
     "partition",
+    "read",
+    "read_log",
     "register",
+    "replay_checkpoint",
+    "replay_log",
     "sgd_update",
     "target_generator",
+    "update",
+    "update_linearly",
     "update_rule",
     "write_gradients",
 ]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from localplug.contract import Estimate, Estimating
+from localplug.contract import Around, Estimate, Estimating
 from localplug.errors import EngineError, Unsupported
 from localplug.interrupts import HeldInterrupt
 from localplug.shards import gathers_itself
@@ -44,6 +44,8 @@ class Attachment:
         self._pending: list[tuple[Estimating, contextlib.ExitStack]] = []
         self._interrupt = HeldInterrupt()
         self._nested = False  # in a call of our own
+        self.around: Around | None = None
+        """What the framework's own forward call, which comes next, is to be made by."""
         if (old := _ATTACHED.pop(module, None)) is not None:
             old.detach()  # a training that was interrupted never detached itself
         # Where a module's own hooks gather its parameters, they must see what an evaluation has made of the shards.
@@ -56,6 +58,8 @@ class Attachment:
             # After an exception that is no Exception torch runs no hook: whoever saves the model must see its own weights.
             module.register_state_dict_pre_hook(lambda *_: self._abandon()),
         ]
+        if engine.method.goes_round:
+            module.forward = _Forward(module)
         _ATTACHED[module] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Attachment":
@@ -66,6 +70,8 @@ class Attachment:
         self._abandon()
         for handle in self._handles:
             handle.remove()
+        if isinstance(own := self._module.__dict__.get("forward"), _Forward):
+            own.take_off()
         if _ATTACHED.get(self._module) is self:
             del _ATTACHED[self._module]
 
@@ -81,6 +87,7 @@ class Attachment:
 
     def _abandon(self) -> None:
         self._interrupt.let_go()
+        self.around = None
         while self._pending:
             estimating, stack = self._pending.pop()
             with stack:
@@ -98,15 +105,19 @@ class Attachment:
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """All evaluations but the last; the compiler skips this frame, and reads those it calls."""
         try:
-            estimating = self._start(args, kwargs)
+            estimating, around = self._start(args, kwargs)
             for _ in range(self._engine.method.num_evaluations - 1):
-                self._feed(estimating, self.call(args, kwargs))
+                around = self._feed(estimating, self._called(args, kwargs, around))
+            self.around = around
         except BaseException:
             self._abandon()
             raise
         self._interrupt.hold()
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Estimating:
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any], around: Around | None) -> Any:
+        return self.call(args, kwargs) if around is None else around(lambda: self.call(args, kwargs))
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Estimating, Around | None]:
         engine = self._engine
         if engine.run.is_compiled and not engine.method.num_coefficients:
             raise Unsupported("layer-local methods hook the model's modules, which torch.compile has compiled already")
@@ -116,14 +127,15 @@ class Attachment:
         stack.enter_context(engine.evaluating())
         estimating = engine.method.estimate(engine.run)
         self._pending.append((estimating, stack))
-        next(estimating)
+        around = next(estimating)
         engine.rewind()
-        return estimating
+        return estimating, around
 
-    def _take(self, estimating: Estimating, tree: Any) -> None:
-        self._engine.send(estimating, tree)
+    def _take(self, estimating: Estimating, tree: Any) -> Around | None:
+        around = self._engine.send(estimating, tree)
         self._engine.forget()
         self._engine.rewind()
+        return around
 
     def _after(self, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tree: Any) -> Any:
         if called is not self._module or not self._pending or self._nested:
@@ -151,6 +163,38 @@ class Attachment:
         targets = engine.run.targets
         assert estimate is not None
         return engine.wrapped(estimate, lambda: self.call(args, kwargs), targets)
+
+
+class _Forward:
+    """Stands for a module's forward, and lets the attachment's `around` make one call of it.
+
+    A hook could not: torch reads `forward` before it runs them. A copy of the module gets a copy of this, by memo.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._own = module.__dict__.get("forward")
+        self.__wrapped__ = module.forward  # so that whoever asks for the signature gets the module's
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        attachment = _ATTACHED.get(self._module)
+        around = attachment.around if attachment is not None else None
+        if attachment is None or around is None:
+            return self._theirs(*args, **kwargs)
+        attachment.around = None
+        return around(lambda: self._theirs(*args, **kwargs))
+
+    def _theirs(self, *args: Any, **kwargs: Any) -> Any:
+        if self._own is not None:
+            return self._own(*args, **kwargs)
+        return type(self._module).forward(self._module, *args, **kwargs)
+
+    def take_off(self) -> None:
+        """Give the module its own forward back."""
+        if self._own is None:
+            del self._module.forward
+        else:
+            self._module.forward = self._own
 
 
 _ATTACHED: "weakref.WeakKeyDictionary[nn.Module, Attachment]" = weakref.WeakKeyDictionary()

@@ -32,6 +32,8 @@ class Run:
     """Number of the first direction that this worker draws; 0 unless each worker draws directions of its own."""
     num_workers_apart: int = 1
     """Workers that draw different directions; `Method.update` gets the coefficients of all of them, in order."""
+    optimizer: torch.optim.Optimizer | None = None
+    """The trainer's optimizer, where the engine was given it or while it applies a step; the learning rate is its."""
     targets: Any = None
     """The labels of the batch in work, for methods that need them; None where the trainer did not hand them over."""
     is_compiled: bool = False
@@ -58,8 +60,14 @@ class Estimate(abc.ABC):
         """
 
 
-Estimating = Generator[None, Sequence[Tensor], Estimate]
-"""What `Method.estimate` returns: yields once for each evaluation, is sent its output leaves, and returns the Estimate."""
+Around = Callable[[Callable[[], Any]], Any]
+"""Gets a function that makes one evaluation of the model, and gives an output like it; see Estimating."""
+
+Estimating = Generator[Any, Sequence[Tensor], Estimate]  # Any: so that a bare `yield` type-checks in a plugin
+"""What `Method.estimate` returns: yields once for each evaluation, is sent its output leaves, and returns the Estimate.
+
+It yields None for an evaluation as it is, or an Around that makes it in a way of its own (several weights in one batch).
+"""
 
 
 class Method(abc.ABC):
@@ -72,12 +80,22 @@ class Method(abc.ABC):
     @property
     @abc.abstractmethod
     def num_evaluations(self) -> int:
-        """Forward passes that one call of `estimate` asks for; constant, at least 1."""
+        """Forward passes that the next call of `estimate` asks for; at least 1."""
 
     @property
     @abc.abstractmethod
     def num_coefficients(self) -> int:
         """Scalars that an estimate comes down to (a zeroth-order method's projected gradients), 0 if it writes .grad."""
+
+    @property
+    def num_directions(self) -> int:
+        """Random directions that this worker draws in a step; by default one for each coefficient."""
+        return self.num_coefficients
+
+    @property
+    def goes_round(self) -> bool:
+        """Whether `estimate` may yield an Around."""
+        return False
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -105,10 +123,26 @@ class Method(abc.ABC):
         """Change the weights, or write p.grad for the optimizer that steps next.
 
         Args:
-            coefficients: finite; accumulated over micro-batches, and scaled by whatever clipped them. Number j belongs
-                to direction j: num_coefficients of them, or that of all workers where each draws its own directions.
+            coefficients: finite; accumulated over micro-batches, and scaled by whatever clipped them. num_coefficients of
+                them, or one after another those of all workers where each draws its own directions.
             groups: the parameter group of the trainer's optimizer (lr, weight_decay) for each trained parameter.
         """
+
+    def replay(self, run: Run, coefficients: Sequence[float] | None, groups: "Groups") -> None:
+        """What a step did to the weights, bit for bit, without its evaluations; `run` is as it was in that step.
+
+        For a method whose evaluations themselves leave a trace in the weights; all others need not write it.
+
+        Args:
+            coefficients: as `update` got them; None of a step whose estimate was not finite, and which was not updated.
+            groups: as `update` got them.
+        """
+        if coefficients is not None:
+            self.update(run, coefficients, groups)
+
+    def replay_problems(self, run: Run) -> list[str]:
+        """Every reason why (seed, step, coefficients, lr, weight_decay) do not say what a step does to the weights."""
+        return [] if self.num_coefficients else ["the method has no coefficients that could be logged; leave log out"]
 
     @abc.abstractmethod
     def teardown(self) -> None:

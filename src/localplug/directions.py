@@ -1,6 +1,6 @@
 """The random directions of a run, made chunk by chunk wherever they are added to something, and never stored."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -8,109 +8,215 @@ from torch import Tensor
 
 from localplug import noise
 from localplug.contract import Run
+from localplug.distributions import Gaussian
+from localplug.parts import Distribution, Piece, Term
+from localplug.selection import Selection
 from localplug.shards import is_sharded, local_part
 
 
 @final
 class Directions:
-    """The random directions of a run: standard normal, one for each (step, number of the direction)."""
+    """The random directions of a run, one for each (step, number of the direction).
 
-    def __init__(self, run: Run) -> None:
+    Args:
+        run: whose parameters they move.
+        distribution: standard normal by default.
+        selection: which parameters and elements they move; by default all.
+    """
+
+    def __init__(self, run: Run, distribution: Distribution | None = None, selection: Selection | None = None) -> None:
         self._run = run
-        self._small = _SmallParameters(run)
+        self.distribution = distribution or Gaussian()
+        self.selection = selection or Selection()
+        self.selection.setup(run)
+        self.indices: list[int] = self.selection.indices
+        """Numbers of the parameters that are trained."""
+        self.distribution.setup(run, self.indices)
+        simple = isinstance(self.distribution, Gaussian) and not self.selection.has_masks
+        self._small = _SmallParameters(run, self.indices if simple else ())
 
-    def values(self, index: int, direction: int) -> Tensor:
-        """z for one parameter, as a whole. float32, shaped like the parameter."""
-        name, parameter = self._run.parameters[index]
-        key = noise.stream(self._run.seed, self._run.step, direction, name)
-        return noise.normal(key, 0, parameter.numel(), parameter.device).view(parameter.shape)
+    @property
+    def num_elements(self) -> int:
+        """d: elements that are trained."""
+        return self.selection.num_elements()
+
+    def reached(self, direction: int = 0, step: int | None = None) -> Sequence[int]:
+        """Numbers of the parameters that a direction moves, in order."""
+        some = self.distribution.reached(self._run.step if step is None else step, direction)
+        return self.indices if some is None else [i for i in self.indices if i in set(some)]
+
+    def factors(self, index: int, direction: int, step: int | None = None) -> tuple[Tensor, Tensor] | None:
+        """(A, B) with z = A B^T, where that is all of z: shapes (m, r) and (n, r); see localplug.Distribution."""
+        if self.selection.has_masks or is_sharded(self._run.parameters[index][1]):
+            return None
+        return self.distribution.factors(index, self._run.step if step is None else step, direction)
 
     @torch.no_grad()
-    def add_(self, target: Tensor, index: int, terms: Sequence[tuple[int, float]], *, offset: int = 0) -> Tensor:
-        """target <- target + sum of factor * z over (direction, factor) in terms, chunk by chunk, in float32 or better.
+    def values(self, index: int, direction: int, step: int | None = None) -> Tensor:
+        """z of one parameter, as a whole. float32, shaped like the parameter."""
+        _, parameter = self._run.parameters[index]
+        z = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+        return self.add_(z, index, [Term(direction, 1.0, step)], weights=parameter.data)
+
+    @torch.no_grad()
+    def add_(
+        self, target: Tensor, index: int, terms: Sequence[Term], *, offset: int = 0, weights: Tensor | None = None
+    ) -> Tensor:
+        """target <- target + sum of factor * z over the terms, chunk by chunk, in float32 or better.
 
         Args:
             target: elements offset ... offset + target.numel() - 1 of something shaped like parameter `index`, of a
                 DTensor those that this worker holds; of half precision it is rounded to nearest in the end.
+            weights: the unperturbed weights there, shaped like target, if it holds something else: what is selected may
+                depend on them.
         """
-        return self._combine(target, index, terms, 0.0, offset, stochastic=False)
+        return self._walk(target, target, index, self._adding(index, terms, weights, offset), offset, stochastic=False)
+
+    @torch.no_grad()
+    def added(self, values: Tensor, index: int, terms: Sequence[Term], *, offset: int = 0) -> Tensor:
+        """values + the same sum, in a new tensor; `values` are unperturbed weights as `add_` takes them."""
+        if is_sharded(values) or not values.is_contiguous():
+            return self.add_(values.clone(memory_format=torch.contiguous_format), index, terms, offset=offset)
+        out = torch.empty_like(values)
+        return self._walk(values, out, index, self._adding(index, terms, None, offset), offset, stochastic=False)
 
     def small(self) -> list[int]:
         """Indices of the small parameters that are float32 now, which `small_added` and `update_small_` treat many at a
         time. A trainer may convert the model between two calls."""
-        return [i for i, (_, p) in enumerate(self._run.parameters) if i in self._small and p.dtype == torch.float32]
+        return [i for i in self.indices if i in self._small and self._run.parameters[i][1].dtype == torch.float32]
 
     @torch.no_grad()
-    def small_added(self, indices: Sequence[int], direction: int, factor: float) -> list[Tensor]:
-        """w + factor * z of some of the small parameters, in new tensors; the same bits as of `add_`."""
-        noise_of_each = [self._small.normal(i, direction) for i in indices]
+    def small_added(self, indices: Sequence[int], terms: Sequence[Term]) -> list[Tensor]:
+        """w + the same sum, of some of the small parameters, in new tensors; the same bits as of `add_`."""
         values = [self._run.parameters[i][1].data for i in indices]
-        return list(torch._foreach_add(values, torch._foreach_mul(noise_of_each, factor))) if values else []
+        if not values:
+            return []
+        for term in terms:
+            noise_of_each = [self._small.normal(i, term.direction, term.step) for i in indices]
+            values = list(torch._foreach_add(values, torch._foreach_mul(noise_of_each, term.factor)))
+        return values
 
     @torch.no_grad()
-    def update_small_(self, indices: Sequence[int], terms: Sequence[tuple[int, float]], *, decay: float) -> None:
+    def update_small_(self, indices: Sequence[int], terms: Sequence[Term], *, decay: float) -> None:
         """`update_` of some of the small parameters; the same bits."""
         values = [self._run.parameters[i][1].data for i in indices]
         if decay:
             torch._foreach_mul_(values, 1 - decay)
-        for direction, factor in terms:
-            noise_of_each = [self._small.normal(i, direction) for i in indices]
-            torch._foreach_add_(values, torch._foreach_mul(noise_of_each, factor))
+        for term in terms:
+            noise_of_each = [self._small.normal(i, term.direction, term.step) for i in indices]
+            torch._foreach_add_(values, torch._foreach_mul(noise_of_each, term.factor))
 
-    @torch.no_grad()
-    def update_(self, target: Tensor, index: int, terms: Sequence[tuple[int, float]], *, decay: float) -> Tensor:
+    def update_(self, target: Tensor, index: int, terms: Sequence[Term], *, decay: float) -> Tensor:
         """target <- (1 - decay) target + the same sum. Half precision is rounded stochastically: a step below the rounding
         unit is not lost, but taken with the probability that keeps the mean."""
-        return self._combine(target, index, terms, decay, 0, stochastic=True)
+        add = self._adding(index, terms, None, 0)
 
-    def _combine(
+        def rule(value: Tensor, offset: int) -> Tensor:
+            if decay:
+                value = value.mul_(1 - decay)
+            return add(value, offset)
+
+        return self.rewrite_(target, index, rule)
+
+    @torch.no_grad()
+    def rewrite_(self, target: Tensor, index: int, rule: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """target <- rule(target), chunk by chunk; half precision is rounded stochastically.
+
+        What is not selected stays as it is, whatever the rule makes of it.
+
+        Args:
+            target: the weights of parameter `index`, or of a DTensor what this worker holds.
+            rule: gets a chunk as one-dimensional float32 (or float64), which it may write, and the number of its first
+                element; gives the new chunk.
+        """
+        if not self.selection.has_masks:
+            return self._walk(target, target, index, rule, 0, stochastic=True)
+
+        def masked(value: Tensor, offset: int) -> Tensor:
+            mask = self.selection.mask(index, value, offset, self._run.step)
+            return rule(value, offset) if mask is None else torch.where(mask, rule(value.clone(), offset), value)
+
+        return self._walk(target, target, index, masked, 0, stochastic=True)
+
+    @torch.no_grad()
+    def summed(self, index: int, terms: Sequence[Term], offset: int, weights: Tensor) -> Tensor:
+        """Sum of factor * z over the terms, for a `rule` of `rewrite_`.
+
+        Args:
+            weights: the unperturbed chunk, one-dimensional; the sum is shaped like it.
+        """
+        total = torch.zeros_like(weights)
+        for term in terms:
+            self.distribution.add_(total, self._piece(index, term, offset), term.factor)
+        return total
+
+    def _piece(self, index: int, term: Term, offset: int) -> Piece:
+        return Piece(index, offset, self._run.step if term.step is None else term.step, term.direction)
+
+    def _adding(
+        self, index: int, terms: Sequence[Term], weights: Tensor | None, first: int
+    ) -> Callable[[Tensor, int], Tensor]:
+        """The rule value -> value + sum of factor * z; of weights that may hold something else than value."""
+        if index in self._small:
+
+            def small(value: Tensor, offset: int) -> Tensor:
+                for term in terms:
+                    z = self._small.normal(index, term.direction, term.step).reshape(-1)
+                    value.add_(z[offset : offset + value.numel()] * term.factor)
+                return value
+
+            return small
+
+        def add(value: Tensor, offset: int) -> Tensor:
+            for term in terms:
+                self.distribution.add_(value, self._piece(index, term, offset), term.factor)
+            return value
+
+        if not self.selection.has_masks:
+            return add
+
+        def masked(value: Tensor, offset: int) -> Tensor:
+            clean = value if weights is None else weights.reshape(-1)[offset - first : offset - first + value.numel()]
+            mask = self.selection.mask(index, clean, offset, self._run.step)
+            return add(value, offset) if mask is None else torch.where(mask, add(value.clone(), offset), value)
+
+        return masked
+
+    def _walk(
         self,
+        source: Tensor,
         target: Tensor,
         index: int,
-        terms: Sequence[tuple[int, float]],
-        decay: float,
+        rule: Callable[[Tensor, int], Tensor],
         offset: int,
         *,
         stochastic: bool,
     ) -> Tensor:
-        run = self._run
-        name, _ = run.parameters[index]
+        """target <- rule(source), chunk by chunk in float32 or better."""
         if is_sharded(target):
             local, first = local_part(target)
-            self._combine(local, index, terms, decay, offset + first, stochastic=stochastic)
+            self._walk(local, local, index, rule, offset + first, stochastic=stochastic)
             return target
         if not target.is_contiguous():  # elements are numbered row by row, whatever the strides
-            whole = self._combine(target.contiguous(), index, terms, decay, offset, stochastic=stochastic)
-            return target.copy_(whole)
-        device = target.device
-        if index in self._small:
-            known = [(self._small.normal(index, direction).reshape(-1), factor) for direction, factor in terms]
-            streams = []
-        else:
-            known = []
-            streams = [
-                (noise.stream(run.seed, run.step, direction, name), noise.normal_table(device, factor))
-                for direction, factor in terms
-            ]
+            whole = target.contiguous()
+            return target.copy_(self._walk(whole, whole, index, rule, offset, stochastic=stochastic))
         half = target.dtype in (torch.float16, torch.bfloat16)
-        dice = noise.stream(run.seed, run.step, -1, name) if half and stochastic else 0
-        flat, size = target.view(-1), noise.chunk_size(device)
-        for start in range(0, flat.numel(), size):
-            part = flat[start : start + size]
-            value = part.float() if half else part
-            if decay:
-                value.mul_(1 - decay)
-            # the product is rounded before it is added, not fused: the same bits on every device and any chunking
-            for z, factor in known:
-                value.add_(z[offset + start : offset + start + part.numel()] * factor)
-            for key, table in streams:
-                value.add_(noise.normal(key, offset + start, part.numel(), device, table))
-            if half and stochastic:
-                part.copy_(
-                    _round_stochastically(value, noise.uniform(dice, offset + start, part.numel(), device), part.dtype)
-                )
-            elif half:
-                part.copy_(value)
+        dice = noise.stream(self._run.seed, self._run.step, -1, self._run.parameters[index][0])
+        before, after, size = source.view(-1), target.view(-1), noise.chunk_size(target.device)
+        for start in range(0, after.numel(), size):
+            old, new = before[start : start + size], after[start : start + size]
+            if half:
+                value = rule(old.float(), offset + start)
+                if stochastic:
+                    u = noise.uniform(dice, offset + start, new.numel(), new.device)
+                    value = _round_stochastically(value, u, new.dtype)
+                new.copy_(value)
+                continue
+            if source is not target:
+                new.copy_(old)
+            value = rule(new, offset + start)
+            if value is not new:
+                new.copy_(value)
         return target
 
 
@@ -118,20 +224,20 @@ class Directions:
 class _SmallParameters:
     """The noise of small parameters, made for many of them at once: each would cost more to ask for than to make.
 
-    They stand in blocks, in the order of registration, which is roughly that of use. The noise of a few blocks of the
-    step in work is kept.
+    They stand in blocks, in the order of registration, which is roughly that of use. The noise of a few blocks is kept.
     """
 
     SMALL = 1 << 15  # elements of a parameter
     BLOCK = 1 << 17  # elements of a block: half a megabyte
     KEPT = 8  # blocks
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, indices: Sequence[int]) -> None:
         self._run = run
         self._blocks: list[list[int]] = []
         self._place: dict[int, tuple[int, int]] = {}  # index -> (block, position in it)
         room, device = 0, None
-        for index, (_, parameter) in enumerate(run.parameters):
+        for index in indices:
+            parameter = run.parameters[index][1]
             size = parameter.numel()
             if size > self.SMALL or is_sharded(parameter):
                 continue
@@ -141,26 +247,23 @@ class _SmallParameters:
             self._place[index] = (len(self._blocks) - 1, len(self._blocks[-1]))
             self._blocks[-1].append(index)
             room -= size
-        self._step: tuple[int, int] | None = None
-        self._made: dict[tuple[int, int], list[Tensor]] = {}  # (direction, block), oldest first
+        self._made: dict[tuple[int, int, int, int], list[Tensor]] = {}  # (seed, step, direction, block), oldest first
 
     def __contains__(self, index: int) -> bool:
         return index in self._place
 
-    def normal(self, index: int, direction: int) -> Tensor:
+    def normal(self, index: int, direction: int, step: int | None) -> Tensor:
         """The noise of one parameter, float32, shaped like it."""
         run = self._run
-        if self._step != (run.seed, run.step):
-            self._step = (run.seed, run.step)
-            self._made = {}
+        step = run.step if step is None else step
         block, position = self._place[index]
-        made = self._made.pop((direction, block), None)
+        made = self._made.pop((run.seed, step, direction, block), None)
         if made is None:
             inside = [run.parameters[i] for i in self._blocks[block]]
-            keys = [noise.stream(run.seed, run.step, direction, name) for name, _ in inside]
+            keys = [noise.stream(run.seed, step, direction, name) for name, _ in inside]
             flat = noise.normals(keys, [p.numel() for _, p in inside], inside[0][1].device)
             made = [z.view(p.shape).to(p.device) for z, (_, p) in zip(flat, inside, strict=True)]
-        self._made[direction, block] = made
+        self._made[run.seed, step, direction, block] = made
         while len(self._made) > self.KEPT:
             del self._made[next(iter(self._made))]
         return made[position]

@@ -10,6 +10,7 @@ and `apply(optimizer)` turns what they gathered into one update. The engine know
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, final
 
@@ -20,9 +21,10 @@ from localplug.alarms import Alarms
 from localplug.attachment import Attachment
 from localplug.carrier import Carrier
 from localplug.checks import problems, refuse, trainable
-from localplug.contract import Estimate, Estimating, Groups, Method, Run
+from localplug.contract import Around, Estimate, Estimating, Groups, Method, Run
 from localplug.errors import EngineError
 from localplug.interrupts import held
+from localplug.log import Log
 from localplug.output import Output
 from localplug.replay import Replay
 from localplug.workers import Workers, number_of_workers, spare_gradients
@@ -48,6 +50,8 @@ class Engine:
             workers average W times as many. One process does the same either way.
         process_group: the processes that train this model; by default all of torch.distributed.
         max_bad_steps: after so many steps in a row without a finite estimate training ends with an error; at least 1.
+        log: a file that takes down every step, so that `localplug.replay_log` can repeat the run on the weights it began
+            with; see localplug.trajectory. Worker 0 writes it. Buffers, such as running statistics, are not in it.
         refusals: reasons why the trainer cannot take part, to be reported together with all the others.
 
     Raises:
@@ -68,6 +72,7 @@ class Engine:
         worker_directions: Literal["same", "different"] = "same",
         process_group: Any = None,
         max_bad_steps: int = 20,
+        log: "str | os.PathLike[str] | Log | None" = None,
         refusals: Sequence[str] = (),
     ) -> None:
         if isinstance(outputs, str):
@@ -79,10 +84,18 @@ class Engine:
         num_workers = number_of_workers(process_group)
         apart = num_workers if worker_directions == "different" else 1
         self.run = Run(
-            model, trainable(model), seed, clipping=clipping, accumulation=accumulation, num_workers_apart=apart
+            model,
+            trainable(model),
+            seed,
+            clipping=clipping,
+            accumulation=accumulation,
+            num_workers_apart=apart,
+            optimizer=optimizer,
         )
         self.run.is_compiled = any(_is_compiled(module) for module in model.modules())
-        refuse([*refusals, *problems(self.run, method, optimizer)])
+        self.log = log if isinstance(log, Log | None) else Log(log)
+        not_logged = self.log.problems(self.run, method) if self.log is not None else []
+        refuse([*refusals, *problems(self.run, method, optimizer), *not_logged])
         self.method = method
         self.alarms = Alarms()
         self.gradient_norm: float | None = None
@@ -102,8 +115,10 @@ class Engine:
             self._workers = Workers(process_group)
             self._workers.start_alike(model, self.run)
             self._take_back = spare_gradients(model)
+            if self._workers.rank:
+                self.log = None
             if apart > 1:
-                self.run.first_direction = self._workers.rank * method.num_coefficients
+                self.run.first_direction = self._workers.rank * method.num_directions
         method.setup(self.run)
 
     # ---- evaluations ----------------------------------------------------------------------------------------------
@@ -141,6 +156,8 @@ class Engine:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """The surroundings of one estimate: no gradients, and the same random numbers in each evaluation."""
+        if self.log is not None and not self.has_estimate:
+            self.log.weigh(self.run)
         self._busy = True
         self.alarms.begin()
         try:
@@ -169,8 +186,8 @@ class Engine:
             return scalar[:1] or list(range(len(output.leaves)))
         return [i for i, name in enumerate(output.names) if name in names]
 
-    def send(self, estimating: Estimating, tree: Any) -> None:
-        """Hand one evaluation to the method. StopIteration carries its estimate."""
+    def send(self, estimating: Estimating, tree: Any) -> Around | None:
+        """Hand one evaluation to the method; gives what the next is made by. StopIteration carries its estimate."""
         self.run.num_forwards += 1
         output = Output(tree)
         if not output.leaves:
@@ -178,16 +195,16 @@ class Engine:
         leaves = [output.leaves[i] for i in self._tracked(output)]
         self.alarms.losses(leaves)
         self._last = output
-        estimating.send(leaves)
+        return estimating.send(leaves)
 
     def _drive(self, closure: Callable[[], Any]) -> Estimate:
         estimating = self.method.estimate(self.run)
         try:
-            next(estimating)
+            around = next(estimating)
             while True:
                 self.forget()
                 self.rewind()
-                self.send(estimating, _evaluated(closure))
+                around = self.send(estimating, _evaluated(closure, around))
         except StopIteration as stop:
             return stop.value
         finally:
@@ -241,6 +258,8 @@ class Engine:
             self._attachment.detach()
         if self._take_back is not None:
             self._take_back()
+        if self.log is not None:
+            self.log.close()
         self.method.teardown()
 
     # ---- from the trainer's backward to coefficients ----------------------------------------------------------------
@@ -321,6 +340,7 @@ class Engine:
                 "of the attached module"
             )
         self._forwards_applied = self.run.num_forwards
+        self.run.optimizer = optimizer
         groups: Groups = {p: group for group in optimizer.param_groups for p in group["params"]}
         if missing := [n for n, p in self.run.parameters if p not in groups]:
             raise EngineError(
@@ -339,13 +359,18 @@ class Engine:
         if values:
             fine = self.alarms.coefficients(values, self.run.step)
             self.gradient_norm = math.sqrt(sum(v * v for v in values) / len(values))
-        if fine:
-            with torch.no_grad(), held():  # an interrupt waits until the step is done as a whole
+        if self.log is not None and coefficients is not None:
+            self.log.begin(self.run, self.method, optimizer.param_groups, coefficients)
+        with torch.no_grad(), held():  # an interrupt waits until the step is done as a whole
+            if fine:
                 self.method.update(self.run, values, groups)
-                self.run.step += 1
-        else:
-            self.run.num_dropped += 1
+                if self.log is not None:
+                    self._refuse_gradients_left()
+            else:
+                self.run.num_dropped += 1
             self.run.step += 1
+            if self.log is not None:
+                self.log.step(values if fine else None, optimizer.param_groups)
         self._bad_steps = 0 if fine else self._bad_steps + 1
         if self._bad_steps >= self._max_bad_steps:
             raise EngineError(
@@ -359,6 +384,13 @@ class Engine:
         if wrong:
             raise EngineError(
                 f"a real backward pass reached {wrong[:3]}: part of the loss does not go through the attached module"
+            )
+
+    def _refuse_gradients_left(self) -> None:
+        if left := [n for n, p in self.run.parameters if p.grad is not None]:
+            raise EngineError(
+                f"the method leaves the update of {left[:3]} to the optimizer, so that its coefficients do not say what a step "
+                "does; leave log out, or let the method update the weights itself"
             )
 
     def step(self, closure: Callable[[], Tensor], optimizer: torch.optim.Optimizer, *, targets: Any = None) -> Tensor:
@@ -387,9 +419,9 @@ def _is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or any(getattr(module, m, None) is not None for m in marks)
 
 
-def _evaluated(closure: Callable[[], Any]) -> Any:
+def _evaluated(closure: Callable[[], Any], around: Around | None) -> Any:
     """The closure's output. Its own StopIteration must not pass for the end of an estimate."""
     try:
-        return closure()
+        return closure() if around is None else around(closure)
     except StopIteration as stop:
         raise RuntimeError("the closure raised StopIteration: its iterator is exhausted") from stop

@@ -17,12 +17,45 @@ def localplug_methods():
     """Give ready algorithms, under the name a user types in `LocalPlugCallback("mezo")`.
 
     Returns {name: class or factory of localplug.Method}; its keyword arguments are the user's options.
-    Asked when a method is looked up by name. Used by localplug-zo (mezo) and localplug-tpsgd (tpsgd).
+    Asked when a method is looked up by name. Used by localplug-zo (mezo, zo, zo-sgd, zo-sgd-momentum, zo-sgd-sign,
+    zo-sgd-conservative, zo-adam, zo-scalar-adam, forward-grad, hizoo, lozo, subzero, tezo, sparse-mezo,
+    random-sparse-zo, lezo, block-zo, fzoo, svrg, es, 1.5-spsa, residual-zo, cge) and
+    localplug-tpsgd (tpsgd).
 
     Example:
         @localplug.hookimpl
         def localplug_methods():
             return {"mezo": "localplug_zo.mezo:MeZO"}
+    """
+
+
+@hookspec
+def localplug_estimators():
+    """Give estimators: how the losses at perturbed weights become an estimate of the gradient.
+
+    Returns {name: class or factory of localplug.Estimator}; its keyword arguments are the user's options.
+    Asked by `localplug.estimator(name)`, which the method `zo` calls for its option `estimator`. Used by localplug-zo
+    (two-sided, one-sided, residual, population, curvature, forward-gradient).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_estimators():
+            return {"two-sided": "localplug_zo.two_sided:TwoSided"}
+    """
+
+
+@hookspec
+def localplug_perturbations():
+    """Give distributions of random directions: what the weights are perturbed along.
+
+    Returns {name: class or factory of localplug.Distribution}; its keyword arguments are the user's options.
+    Asked by `localplug.distribution(name)`, which zeroth-order methods call for their option `directions`. Used by
+    localplug-zo (gaussian, rademacher, sphere, rank-1, lozo, subzero, tezo, layers).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_perturbations():
+            return {"rank-1": "localplug_zo.low_rank:LowRank"}
     """
 
 
@@ -58,9 +91,12 @@ def localplug_local_losses():
 def localplug_update_rules():
     """Give update rules: how an estimate of the gradient changes the weights.
 
-    Returns {name: class of torch.optim.Optimizer}; step() reads p.grad like any optimizer.
-    Asked by `localplug.update_rule(name)`; hand the optimizer to your trainer and let a method materialise its
-    estimate with update="trainer". Used by localplug-zo (zo-sgd-sign).
+    Returns {name: class}. A torch.optim.Optimizer reads p.grad like any optimizer: hand it to your trainer and let a method
+    materialise its estimate with update="trainer". A localplug.Update changes the weights chunk by chunk along directions
+    that are made again.
+    Asked by `localplug.update_rule(name)` for an optimizer, and by `localplug.update(name)`, which zeroth-order methods call
+    for their option `update`, for an Update. Used by localplug-zo (zo-sgd-sign, sgd, momentum, adam, scalar, sign, trainer,
+    trainer-streamed).
 
     Example:
         @localplug.hookimpl

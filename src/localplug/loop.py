@@ -1,6 +1,7 @@
 """Plain loops: plug a method into a training loop that stays as it is."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from localplug.contract import Method
 from localplug.engine import Engine
+from localplug.log import Log
 from localplug.recipes import method as make_method
 
 logger = logging.getLogger("localplug")
@@ -28,6 +30,7 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
         seed: of the random directions.
         targets: gets (args, kwargs) of the forward call and gives the labels; by default kwargs["labels"].
         outputs: names of the output leaves that the loss is built on, if known.
+        log: a file that takes down every step, for `localplug replay`; see localplug.Engine.
         worker_directions, process_group, max_bad_steps: see localplug.Engine. With several processes attach before the
             model is wrapped in DistributedDataParallel (accelerator.prepare, fabric.setup), so that it makes no buckets; and
             after it is sharded by fully_shard, which makes new parameters.
@@ -60,6 +63,7 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
         worker_directions: Literal["same", "different"] = "same",
         process_group: Any = None,
         max_bad_steps: int = 20,
+        log: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> None:
         optimizer = innermost(optimizer)
@@ -72,6 +76,7 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
             worker_directions=worker_directions,
             process_group=process_group,
             max_bad_steps=max_bad_steps,
+            log=None if log is None else Log(log, method=method, options=options),
         )
         self._detach = self.engine.attach(targets=targets or labels_of_call)
         self._hook = optimizer.register_step_pre_hook(self._before_step)

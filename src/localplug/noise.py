@@ -7,7 +7,8 @@ Element i of a stream with key k reads 16 bits of the 64-bit word
 where mix64 is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA
 2014). All of it is exact integer arithmetic, so that the bits are the same on every device, in any order and for any
 chunking; only the chunk in work is held. The normal distribution is a table of its 65,536 quantile midpoints, scaled
-to unit variance: mean exactly 0, fourth moment 2.997 (3 in the limit), largest value 4.33.
+to unit variance: mean exactly 0, fourth moment 2.997 (3 in the limit), largest value 4.33. Random signs take one bit each:
+bit i % 64 of word(k, i // 64), 1 for -1.
 """
 
 import functools
@@ -17,10 +18,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from localplug import kernels
+
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 _PER_WORD = 4  # 16-bit values in one 64-bit word
-_CHUNK = {"cpu": 1 << 17}  # elements in work at once: fits the cache of a core
+_CHUNK_CPU = 1 << 17  # elements in work at once, for each thread: fits the cache of a core
 _CHUNK_ACCELERATOR = 1 << 24
 
 
@@ -68,8 +71,10 @@ def _weyl(device: torch.device, num_words: int) -> Tensor:
 
 
 def chunk_size(device: torch.device) -> int:
-    """Elements that this file works on at once; a multiple of 4."""
-    return _CHUNK.get(device.type, _CHUNK_ACCELERATOR)
+    """Elements that this file works on at once; a multiple of 64. No value depends on it."""
+    if device.type != "cpu":
+        return _CHUNK_ACCELERATOR
+    return _CHUNK_CPU * (torch.get_num_threads() if kernels.AVAILABLE else 1)
 
 
 @torch.no_grad()
@@ -125,6 +130,48 @@ def normal(key: int, offset: int, num: int, device: torch.device, table: Tensor 
         table: of `normal_table`, to get a multiple of the noise in one look-up.
     """
     return torch.index_select(_normal_table(device) if table is None else table, 0, bits16(key, offset, num, device))
+
+
+@torch.no_grad()
+def add_normal_(target: Tensor, key: int, offset: int, factor: float) -> None:
+    """target += factor * z, z being elements offset ... offset + target.numel() - 1 of a standard normal stream.
+
+    The product is rounded before it is added, not fused: the same bits on every device and for any chunking.
+
+    Args:
+        target: contiguous, float32 or float64.
+    """
+    table = normal_table(target.device, factor)
+    if kernels.usable(target):
+        kernels.add_normal_(target, key, offset, table)
+    else:
+        target.view(-1).add_(normal(key, offset, target.numel(), target.device, table))
+
+
+@torch.no_grad()
+def signs(key: int, offset: int, num: int, device: torch.device) -> Tensor:
+    """Elements offset ... offset + num - 1 of a stream of random signs, -1 or +1, one bit each. float32, shape (num,)."""
+    first = offset // 64
+    lead = offset - first * 64
+    num_words = (lead + num + 63) // 64
+    ramp = torch.arange(num_words, dtype=torch.int64, device=device) * _signed(_GAMMA)
+    # a word's 64 bits in order, from its four 16-bit values
+    values = _mixed_(ramp + _signed(key + first * _GAMMA)).view(-1, 1)
+    bits = (values >> torch.arange(16, dtype=torch.int32, device=device)) & 1
+    return (1 - 2 * bits).view(-1)[lead : lead + num].to(torch.float32)
+
+
+@torch.no_grad()
+def add_signs_(target: Tensor, key: int, offset: int, factor: float) -> None:
+    """target += factor * s, of the stream of `signs`.
+
+    Args:
+        target: contiguous, float32 or float64.
+    """
+    if kernels.usable(target):
+        kernels.add_signs_(target, key, offset, factor)
+    else:
+        target.view(-1).add_(signs(key, offset, target.numel(), target.device) * factor)
 
 
 @functools.lru_cache(maxsize=8)  # the same factor serves every parameter, tile and looked-up row of an evaluation

@@ -6,47 +6,75 @@ put right.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from localplug import low_rank
 from localplug.contract import Run
 from localplug.directions import Directions
+from localplug.parts import Term
 from localplug.shards import is_sharded, let_go, local_part
+from localplug.stacked import Stack
 from localplug.tiles import TILE, is_tiled, tiled_forward
+
+BACKENDS = ("auto", "scratch", "copy", "low-rank", "stacked")
+"""How an evaluation sees perturbed weights: see `Perturbation`."""
 
 
 @final
 class Perturbation:
     """Evaluate the model at w + scale * z without writing w.
 
-    Each module's own parameters are swapped for a perturbed scratch copy while that module runs; a large linear or
-    embedding layer is evaluated tile by tile instead (localplug.tiles). A parameter that is read outside its module's own
-    call (nn.MultiheadAttention reads out_proj's weight, tied heads read an embedding's) is found during the first
-    evaluation, and keeps its scratch copy for the whole evaluation from then on.
+    "scratch": each module's own parameters are swapped for a perturbed scratch copy while that module runs; a large linear
+    or embedding layer is evaluated tile by tile instead (localplug.tiles). A parameter that is read outside its module's
+    own call (nn.MultiheadAttention reads out_proj's weight, tied heads read an embedding's) is found during the first
+    evaluation, and keeps its scratch copy for the whole evaluation from then on. Small parameters have theirs for the
+    whole evaluation, as long as they are no more than a tile together: made many at a time, and without a hook on each of
+    their modules.
 
-    Small parameters have their scratch copies for the whole evaluation, as long as they are no more than a tile together: made
-    many at a time, and without a hook on each of their modules.
+    "low-rank": the same, but a linear, embedding or convolution layer whose direction has low rank gets its share added
+    to its output (localplug.low_rank), and no scratch copy is made.
 
-    Under torch.compile no hook can go into the model, and all parameters have their scratch copy for the whole
-    evaluation. Sharded parameters (DTensor) are gathered by fully_shard from storage of its own, so that each worker's
-    shard is written, and put back from a copy of it.
+    "copy": all parameters have their scratch copy for the whole evaluation, at the memory of the weights once more. Under
+    torch.compile it is so always: no hook can go into the model then.
+
+    "stacked": evaluations that are known beforehand are made two at a time in one forward pass, "stacked:8" eight at a time
+    (localplug.stacked).
+
+    "auto" is "low-rank" where directions have low rank, "copy" under torch.compile, "scratch" otherwise.
+
+    Sharded parameters (DTensor) are gathered by fully_shard from storage of its own, so that each worker's shard is
+    written, and put back from a copy of it.
+
+    Args:
+        run: whose model is evaluated.
+        directions: what it is perturbed along.
+        backend: see above.
+
+    Raises:
+        ValueError: there is no such back-end.
     """
 
     HELD = TILE  # elements of small parameters whose scratch copies live for a whole evaluation
+    SMALL = 1 << 15  # elements of a parameter that counts as small
 
-    def __init__(self, run: Run, directions: Directions) -> None:
-        self._run, self._directions = run, directions
-        self._index = {parameter: i for i, (_, parameter) in enumerate(run.parameters) if not is_sharded(parameter)}
-        self._sharded = [i for i, (_, parameter) in enumerate(run.parameters) if is_sharded(parameter)]
+    def __init__(self, run: Run, directions: Directions, backend: str = "auto") -> None:
+        self._run, self.directions = run, directions
+        self._backend, self.stack = parsed(backend)
+        """Evaluations that are made in one forward pass, where they are known beforehand."""
+        trained = [(i, run.parameters[i][1]) for i in directions.indices]
+        self._index = {parameter: i for i, parameter in trained if not is_sharded(parameter)}
+        self._sharded = [i for i, parameter in trained if is_sharded(parameter)]
         self._held: list[int] = []
         room = self.HELD
-        for index in directions.small():
-            room -= run.parameters[index][1].numel()
+        for index, parameter in trained:
+            if parameter.numel() > self.SMALL or is_sharded(parameter):
+                continue
+            room -= parameter.numel()
             if room >= 0:
                 self._held.append(index)
         hooked = set(self._index.values()).difference(self._held)
@@ -63,21 +91,48 @@ class Perturbation:
         """Indices of the parameters whose scratch copy lives for a whole evaluation."""
         self._explored = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all parameters have their scratch copy for the whole evaluation."""
+        return self._run.is_compiled or self._backend == "copy"
+
+    def together(self, probes: Sequence[tuple[int, float]]) -> Stack:
+        """Evaluations in one forward pass, along this worker's directions.
+
+        Args:
+            probes: (number of the direction, scale) of each.
+        """
+        return Stack(self._run, self.directions, [(j + self._run.first_direction, scale) for j, scale in probes])
+
     @contextlib.contextmanager
-    def __call__(self, direction: int, scale: float) -> Iterator[None]:
-        """While this context is open, every forward pass of the model sees w + scale * z of this worker's direction."""
-        direction += self._run.first_direction
+    def __call__(self, direction: int, scale: float, also: Sequence[Term] = ()) -> Iterator[None]:
+        """While this context is open, every forward pass of the model sees w + scale * z of this worker's direction.
+
+        Args:
+            also: further terms, of directions numbered over all workers.
+        """
+        terms = [*also, Term(direction + self._run.first_direction, scale)] if scale else list(also)
+        if not terms:
+            yield
+            return
+        with self._perturbed(terms):
+            yield
+
+    @contextlib.contextmanager
+    def _perturbed(self, terms: list[Term]) -> Iterator[None]:
+        directions, parameters = self.directions, self._run.parameters
+        moved = {i for term in terms for i in directions.reached(term.direction, term.step)}
         originals: dict[int, tuple[Tensor, int]] = {}  # parameter -> (its own data, how many open modules swapped it)
         swapping: set[int] = set()  # so that the explorer does not take our own reads for the model's
 
         def swap(index: int) -> None:
-            parameter = self._run.parameters[index][1]
+            parameter = parameters[index][1]
             if index in originals:
                 data, depth = originals[index]
             else:
                 swapping.add(index)
                 data, depth = parameter.data, 0
-                parameter.data = self._directions.add_(data.clone(), index, [(direction, scale)])
+                parameter.data = directions.added(data, index, terms)
                 swapping.remove(index)
             originals[index] = (data, depth + 1)
 
@@ -86,37 +141,43 @@ class Perturbation:
             if depth > 1:
                 originals[index] = (data, depth - 1)
             else:
-                self._run.parameters[index][1].data = data
+                parameters[index][1].data = data
 
         def read_outside(index: int) -> bool:
             if index in originals or index in swapping:
                 return False
             self.read_outside.add(index)
+            if index not in moved:
+                return False
             swap(index)
             return True
 
         handles: list[Any] = []
-        tiled: list[nn.Module] = []
-        whole = self._run.is_compiled
+        replaced: list[nn.Module] = []
+        whole = self.is_whole
         explorer = contextlib.nullcontext() if whole or self._explored else _Explorer(self._index, read_outside)
         stack = contextlib.ExitStack()
         try:
             if self._sharded:
-                stack.enter_context(self._shifted_shards(direction, scale))
-            quick = [i for i in self._held if self._run.parameters[i][1].dtype == torch.float32]  # converted since?
-            for index, value in zip(quick, self._directions.small_added(quick, direction, scale), strict=True):
-                parameter = self._run.parameters[index][1]
+                stack.enter_context(self._shifted_shards(terms, moved))
+            small = set(directions.small())  # a trainer may have converted the model since
+            quick = [i for i in self._held if i in small and i in moved]
+            for index, value in zip(quick, directions.small_added(quick, terms), strict=True):
+                parameter = parameters[index][1]
                 originals[index] = (parameter.data, 1)
                 parameter.data = value
             for index in self._index.values() if whole else [*self._held, *self.read_outside]:
-                if index not in originals:
+                if index not in originals and index in moved:
                     swap(index)
-            for module, own in () if whole else self._owners:
-                if is_tiled(module) and self.read_outside.isdisjoint(own) and module.weight in self._index:
-                    forward = tiled_forward(module, self._directions, self._index, direction, scale)
-                    module.forward = _quietly(module, forward, own, swapping, originals)
-                    tiled.append(module)
-                else:
+            for module, everything in () if whole else self._owners:
+                own = [i for i in everything if i in moved]
+                instead = self._instead(module, own, terms)
+                if instead is not None:
+                    forward, done = instead
+                    module.forward = _quietly(module, forward, done, swapping, originals)
+                    replaced.append(module)
+                    own = [i for i in own if i not in done]
+                if own:
                     handles += _hook(module, own, swap, unswap)
             with explorer:
                 yield
@@ -124,27 +185,62 @@ class Perturbation:
         finally:
             for handle in handles:
                 handle.remove()
-            for module in tiled:
+            for module in replaced:
                 del module.forward
             for index, (data, _) in originals.items():
-                self._run.parameters[index][1].data = data
+                parameters[index][1].data = data
             stack.close()
 
+    def _instead(
+        self, module: nn.Module, own: list[int], terms: list[Term]
+    ) -> tuple[Callable[[Tensor], Tensor], list[int]] | None:
+        """A forward that needs no scratch copy of the weight, and the parameters that it perturbs by itself."""
+        weight = module._parameters.get("weight")
+        index = self._index.get(weight) if weight is not None else None
+        if index is None or index not in own or not self.read_outside.isdisjoint(own):
+            return None
+        if self._backend in ("auto", "low-rank", "stacked") and low_rank.is_able(module):
+            factors = [(self.directions.factors(index, t.direction, t.step), t.factor) for t in terms]
+            if all(f is not None and low_rank.is_low(*f) for f, _ in factors):
+                return low_rank.low_rank_forward(module, [(*f, scale) for f, scale in factors if f is not None]), [
+                    index
+                ]
+        if is_tiled(module):
+            inside = {p: i for p in module._parameters.values() if p is not None and (i := self._index.get(p)) in own}
+            return tiled_forward(module, self.directions, inside, terms), own
+        return None
+
     @contextlib.contextmanager
-    def _shifted_shards(self, direction: int, scale: float) -> Iterator[None]:
+    def _shifted_shards(self, terms: list[Term], moved: set[int]) -> Iterator[None]:
         kept: list[tuple[Tensor, Tensor]] = []
         try:
-            for index in self._sharded:
+            for index in sorted(moved.intersection(self._sharded)):
                 shard = self._run.parameters[index][1].data
                 local, _ = local_part(shard)
                 kept.append((local, local.clone()))
-                self._directions.add_(shard, index, [(direction, scale)])
+                self.directions.add_(shard, index, terms)
             let_go(self._run.model)
             yield
         finally:
             for local, value in kept:
                 local.copy_(value)
             let_go(self._run.model)
+
+
+def parsed(backend: str) -> tuple[str, int]:
+    """(back-end, evaluations in one forward pass) from what a user gives.
+
+    Raises:
+        ValueError: there is no such back-end.
+    """
+    name, _, number = backend.partition(":") if isinstance(backend, str) else (backend, "", "")
+    stack = int(number) if number.isdigit() else 2 if backend == "stacked" else 1
+    if name not in BACKENDS or (backend != name and (name != "stacked" or stack < 2)):
+        names = ", ".join(map(repr, BACKENDS))
+        raise ValueError(
+            f"backend must be one of {names}, or 'stacked:K' with K >= 2 evaluations at a time, got {backend!r}"
+        )
+    return name, stack
 
 
 def _quietly(

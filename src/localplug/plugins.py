@@ -19,17 +19,23 @@ from localplug import hookspecs
 from localplug.errors import DuplicateName, LocalPlugError, PluginFailed, UnknownName
 
 GROUP = "localplug"
-KINDS = ("methods", "target_generators", "local_losses", "update_rules", "commands")
+KINDS = ("methods", "estimators", "perturbations", "update_rules", "target_generators", "local_losses", "commands")
 # Names of ours that live in a distribution which may not be installed; the hint is ours, never built from what was typed.
-IN_TREE = {
-    "mezo": "localplug-zo",
-    "zo-sgd-sign": "localplug-zo",
-    "tpsgd": "localplug-tpsgd",
-    "projection": "localplug-tpsgd",
-    "l1": "localplug-tpsgd",
-    "l2": "localplug-tpsgd",
-    "demo": "localplug-transformers",
+_DISTRIBUTIONS = {
+    "localplug-zo": """
+        mezo zo zo-sgd zo-sgd-momentum zo-sgd-sign zo-sgd-conservative zo-adam zo-scalar-adam forward-grad hizoo
+        lozo subzero tezo sparse-mezo random-sparse-zo lezo block-zo fzoo svrg es 1.5-spsa residual-zo cge
+        two-sided one-sided residual population curvature forward-gradient gaussian rademacher sphere rank-1
+        layers sgd momentum adam scalar sign trainer trainer-streamed
+    """,
+    "localplug-tpsgd": """
+        tpsgd projection l1 l2
+    """,
+    "localplug-transformers": """
+        demo
+    """,
 }
+IN_TREE = {name: distribution for distribution, names in _DISTRIBUTIONS.items() for name in names.split()}
 
 logger = logging.getLogger("localplug")
 
@@ -199,7 +205,9 @@ def get(name: str, kind: str = "methods") -> Any:
     for plugin in broken:
         if plugin.name == name or plugin.distribution == IN_TREE.get(name):
             raise PluginFailed(f"plugin {plugin.label} is installed but failed: {plugin.reason}") from plugin.error
+    likeness = {other: difflib.SequenceMatcher(None, other, name).ratio() for other in found}
     near = difflib.get_close_matches(name, found, n=3, cutoff=0.5)
+    near = [other for other in near if likeness[other] > likeness[near[0]] - 0.15]
     parts = [f"no {what} named {name!r}"]
     if near:
         parts.append(f"did you mean {' or '.join(map(repr, near))}?")

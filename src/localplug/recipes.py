@@ -1,4 +1,4 @@
-"""From what a user types to the object: a method, a target generator, a local loss, an update rule, by name or as it is."""
+"""From what a user types to the object: a method or a part of one, by name or as it is."""
 
 import difflib
 import inspect
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from localplug.contract import LocalLoss, Method, TargetGenerator
+from localplug.parts import Distribution, Estimator, Update
 from localplug.plugins import get
 
 
@@ -56,9 +57,56 @@ def local_loss(name: str | LocalLoss) -> LocalLoss:
 
 
 def update_rule(name: str) -> type[torch.optim.Optimizer]:
-    """The torch.optim.Optimizer class that a plugin gives under a name."""
+    """The torch.optim.Optimizer class that a plugin gives under a name.
+
+    Raises:
+        TypeError: the name is that of a localplug.Update, which a method takes by `update=`.
+    """
     found: type[torch.optim.Optimizer] = get(name, "update_rules")
+    if inspect.isclass(found) and issubclass(found, Update):
+        raise TypeError(f"{name!r} is no torch optimizer; hand it to a zeroth-order method as update={name!r}")
     return found
+
+
+def distribution(name: str | Distribution, **options: Any) -> Distribution:
+    """A distribution of directions by name, made with its options; an object is passed on.
+
+    Raises:
+        TypeError: it is neither, or the plugin's is none.
+    """
+    return _part(name, "perturbations", Distribution, options)
+
+
+def estimator(name: str | Estimator, **options: Any) -> Estimator:
+    """An estimator by name, made with its options; an object is passed on.
+
+    Raises:
+        TypeError: it is neither, or the plugin's is none.
+    """
+    return _part(name, "estimators", Estimator, options)
+
+
+def update(name: str | Update, **options: Any) -> Update:
+    """A streamed update by name, made with its options; an object is passed on.
+
+    Raises:
+        TypeError: it is neither, or the plugin's is none.
+    """
+    return _part(name, "update_rules", Update, options)
+
+
+def _part(name: Any, kind: str, what: type[Any], options: dict[str, Any]) -> Any:
+    if isinstance(name, what):
+        if options:
+            raise TypeError(f"{name!r} is already made; the options {sorted(options)} would have no effect")
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"expected a name or a localplug.{what.__name__}, got {name!r}")
+    found = get(name, kind)
+    made = _made(found, name, options) if callable(found) else found
+    if not isinstance(made, what):
+        raise TypeError(f"the plugin's {name!r} is not a localplug.{what.__name__}: {made!r}")
+    return made
 
 
 def _made(factory: Callable[..., Any], name: str, options: dict[str, Any]) -> Any:

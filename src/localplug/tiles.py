@@ -6,12 +6,13 @@
 so that an evaluation needs no perturbed copy of a vocabulary-sized matrix.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from localplug.directions import Directions
+from localplug.parts import Term
 
 TILE = 1 << 20  # elements of a matrix perturbed at once: 4 MB in float32
 
@@ -28,10 +29,9 @@ def is_tiled(module: nn.Module) -> bool:
 
 
 def tiled_forward(
-    module: nn.Module, directions: Directions, index: dict[nn.Parameter, int], direction: int, scale: float
+    module: nn.Module, directions: Directions, index: dict[nn.Parameter, int], terms: Sequence[Term]
 ) -> Callable[[Tensor], Tensor]:
-    """The layer's forward at w + scale * z."""
-    terms = [(direction, scale)]
+    """The layer's forward at w + sum of factor * z over the terms."""
     weight: Any = module.weight
     place = index[weight]
     num_rows, width = weight.shape
@@ -40,11 +40,11 @@ def tiled_forward(
         bias: Any = module.bias
         shift = None if bias is None else bias.data
         if shift is not None and bias in index:
-            shift = directions.add_(shift.clone(), index[bias], terms)
+            shift = directions.added(shift, index[bias], terms)
         rows = max(TILE // width, 1)
         y: Tensor | None = None
         for first in range(0, num_rows, rows):
-            tile = directions.add_(weight.data[first : first + rows].clone(), place, terms, offset=first * width)
+            tile = directions.added(weight.data[first : first + rows], place, terms, offset=first * width)
             part = nn.functional.linear(x, tile, None if shift is None else shift[first : first + rows])
             if y is None:  # allocated once: a list of parts would need the whole output twice when it is joined
                 y = part.new_empty(*part.shape[:-1], num_rows)

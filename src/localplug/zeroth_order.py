@@ -1,16 +1,23 @@
-"""The whole-model mechanism: from the losses at perturbed weights to a slope, and from the slope to an update.
+"""The whole-model mechanism: a zeroth-order method is an estimator, a distribution of directions and an update.
 
-Directions are in localplug.directions, evaluating at perturbed weights is in localplug.perturbation.
+The parts are abstract in localplug.parts. Directions are made in localplug.directions, evaluating at perturbed weights is
+in localplug.perturbation.
 """
 
-from collections.abc import Sequence
-from typing import final
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from localplug.contract import Estimate, Groups, Run
+from localplug.contract import Estimate, Estimating, Groups, Method, Run
 from localplug.directions import Directions
+from localplug.distributions import Gaussian
+from localplug.parts import Distribution, Estimator, Probing, Term, Update
+from localplug.perturbation import Perturbation, parsed
+from localplug.selection import Parameters, Selection
+from localplug.stacked import stack_problems
 
 
 @final
@@ -42,15 +49,135 @@ class Projection(Estimate):
         )  # fmt: skip
 
 
-def sgd_update(run: Run, directions: Directions, coefficients: Sequence[float], groups: Groups) -> None:
-    """w <- (1 - lr * weight_decay) w - lr * (1/q) sum_j c_j z_j, streamed; lr and weight_decay by parameter group."""
-    q, small = len(coefficients), set(directions.small())
+@final
+class ZerothOrder(Method):
+    """A zeroth-order method, composed of its parts.
+
+        g_hat = (1/q) sum_j c_j z_j           c_j by the estimator, z_j by the distribution
+        theta <- update(theta, g_hat)
+
+    Args:
+        estimator: how probes become c_j.
+        update: how the estimate changes the weights.
+        distribution: of the directions z_j; standard normal by default.
+        parameters: which parameters and elements are trained; see localplug.selection.
+        backend: how perturbed weights are evaluated, "auto", "scratch", "copy", "low-rank" or "stacked:2"; see
+            localplug.Perturbation.
+        name: of the recipe, for the line at the start of training.
+
+    Raises:
+        ValueError: parameters or backend are none of those.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        update: Update,
+        distribution: Distribution | None = None,
+        *,
+        parameters: Parameters = None,
+        backend: str = "auto",
+        name: str = "zo",
+    ) -> None:
+        _, self.stack = parsed(backend)
+        if self.stack > 1 and not isinstance(estimator, Probing):
+            raise ValueError(
+                f"backend {backend!r} makes evaluations together that are known beforehand, and those of "
+                f"{estimator.describe()} follow from each other"
+            )
+        self.estimator, self.rule, self.distribution = estimator, update, distribution or Gaussian()
+        self.selection, self.backend, self.name = Selection(parameters), backend, name
+        self.variance = float("nan")
+        """Estimate of tr Cov[g_hat], the expected squared length of the error of the last step's estimate."""
+
+    @property
+    def num_evaluations(self) -> int:
+        num = self.estimator.num_evaluations
+        return math.ceil(num / self.stack)
+
+    @property
+    def num_coefficients(self) -> int:
+        return self.estimator.num_fields * self.estimator.num_directions
+
+    @property
+    def num_directions(self) -> int:
+        return self.estimator.num_directions
+
+    @property
+    def goes_round(self) -> bool:
+        return self.stack > 1
+
+    def describe(self) -> str:
+        only = self.selection.describe()
+        return (
+            f"{self.name}, {self.estimator.describe()}, {self.distribution.describe()} directions, updates by "
+            f"{self.rule.describe()}{f', trains {only}' if only else ''}"
+            f"{'' if self.backend == 'auto' else f', back-end {self.backend}'}"
+        )
+
+    def problems(self, run: Run) -> list[str]:
+        found = self.selection.problems(run) + self.estimator.problems(run) + self.rule.problems(run)
+        if self.stack > 1:
+            found += stack_problems(run)
+            if self.selection.has_masks:
+                found.append("back-end 'stacked' perturbs whole parameters; select by name, or use another back-end")
+        return found
+
+    def setup(self, run: Run) -> None:
+        self.directions = Directions(run, self.distribution, self.selection)
+        self._perturbed = Perturbation(run, self.directions, self.backend)
+        self.rule.setup(run, self.directions)
+
+    def estimate(self, run: Run) -> Estimating:
+        return self.estimator.estimate(run, self._perturbed)
+
+    def update(self, run: Run, coefficients: Sequence[float], groups: Groups) -> None:
+        shaped = self.estimator.coefficients(run, self._by_field(coefficients))
+        self.variance = self.estimator.variance(shaped, self.distribution.kappa(self.directions.num_elements))
+        self.rule.apply(run, self.directions, shaped, groups)
+
+    def _by_field(self, coefficients: Sequence[float]) -> list[float]:
+        """Those of all workers, (worker, field, direction) -> (field, worker, direction)."""
+        q, fields = self.estimator.num_directions, self.estimator.num_fields
+        starts = range(0, len(coefficients), q * fields)
+        return [c for f in range(fields) for start in starts for c in coefficients[start + f * q : start + (f + 1) * q]]
+
+    def replay_problems(self, run: Run) -> list[str]:
+        return super().replay_problems(run) + self.rule.replay_problems(run)
+
+    def teardown(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {name: part.state_dict() for name, part in self._parts()}
+        return {name: values for name, values in state.items() if values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts():
+            part.load_state_dict(state.get(name, {}))
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        return [
+            ("estimator", self.estimator),
+            ("distribution", self.distribution),
+            ("update", self.rule),
+            ("selection", self.selection),
+        ]
+
+
+def update_linearly(run: Run, directions: Directions, terms: Callable[[float], Sequence[Term]], groups: Groups) -> None:
+    """w <- (1 - lr * weight_decay) w + sum of factor * z over the terms, streamed; by parameter group.
+
+    Args:
+        terms: the terms for a learning rate.
+    """
+    small = set(directions.small())
     together: dict[tuple[float, float], list[int]] = {}
-
-    def terms(lr: float) -> list[tuple[int, float]]:
-        return [(j, -lr * c / q) for j, c in enumerate(coefficients)]
-
-    for index, (_, parameter) in enumerate(run.parameters):
+    reached = {i for t in terms(0.0) for i in directions.reached(t.direction, t.step)}
+    for index in directions.indices:
+        if index not in reached:
+            continue
+        parameter = run.parameters[index][1]
         group = groups[parameter]
         lr, weight_decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
         if index in small:
@@ -61,9 +188,21 @@ def sgd_update(run: Run, directions: Directions, coefficients: Sequence[float], 
         directions.update_small_(indices, terms(lr), decay=lr * weight_decay)
 
 
+def sgd_update(run: Run, directions: Directions, coefficients: Sequence[float], groups: Groups) -> None:
+    """w <- (1 - lr * weight_decay) w - lr * (1/q) sum_j c_j z_j, streamed; lr and weight_decay by parameter group."""
+    q = len(coefficients)
+    update_linearly(run, directions, lambda lr: [Term(j, -lr * c / q) for j, c in enumerate(coefficients)], groups)
+
+
+def gradient_of(run: Run, directions: Directions, coefficients: Sequence[float], index: int) -> Tensor:
+    """(1/q) sum_j c_j z_j of one parameter, shaped and typed like it."""
+    parameter, q = run.parameters[index][1], len(coefficients)
+    gradient = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+    terms = [Term(j, c / q) for j, c in enumerate(coefficients)]
+    return directions.add_(gradient, index, terms, weights=parameter.data)
+
+
 def write_gradients(run: Run, directions: Directions, coefficients: Sequence[float]) -> None:
     """p.grad <- (1/q) sum_j c_j z_j for every parameter, for whichever optimizer steps next. One gradient copy of memory."""
-    q = len(coefficients)
-    for index, (_, parameter) in enumerate(run.parameters):
-        gradient = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        parameter.grad = directions.add_(gradient, index, [(j, c / q) for j, c in enumerate(coefficients)])
+    for index in directions.indices:
+        run.parameters[index][1].grad = gradient_of(run, directions, coefficients, index)

@@ -49,7 +49,7 @@ class HandWritten:
         if self.own_noise:
             self.directions._run.step = self.step_number
             for i, p in enumerate(self.parameters):
-                self.directions.add_(p.data, i, [(0, factor)])
+                self.directions.add_(p.data, i, [localplug.Term(0, factor)])
             return
         self.generator.manual_seed(self.step_number)
         for p in self.parameters:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from localplug.contract import Method
+from localplug.errors import Unsupported
 from localplug.testing.problem import Problem
 
 STEPS = 150
@@ -17,6 +18,13 @@ STEPS = 150
 
 class MethodTests:
     """Subclass it, and give the fixture `make`: a function that makes your method with options that suit small data."""
+
+    resting_steps = 0
+    """Steps at the start that only measure, and move no weight."""
+    moves_everything = True
+    """Whether each step moves every trained weight; set it to False for a method that takes a part of them in turn."""
+    is_linear = True
+    """Whether an update is linear in its coefficients; set it to False for one that divides them by their own size."""
 
     @pytest.fixture
     def make(self) -> Callable[[], Method]:
@@ -32,9 +40,11 @@ class MethodTests:
     def test_evaluates_as_often_as_it_says(self, make: Callable[[], Method]) -> None:
         method = make()
         problem = Problem(method)
-        problem.step()
-        problem.step()
-        assert problem.engine.run.num_forwards == 2 * method.num_evaluations
+        said = 0
+        for _ in range(2):
+            said += method.num_evaluations  # of the next estimate
+            problem.step()
+        assert problem.engine.run.num_forwards == said
 
     def test_an_evaluation_does_not_write_the_weights(self, make: Callable[[], Method]) -> None:
         problem = Problem(make())
@@ -51,6 +61,7 @@ class MethodTests:
     def test_changes_the_weights_or_leaves_gradients_and_never_both(self, make: Callable[[], Method]) -> None:
         """Gradients beside an update of the method's own would be a second update, by the optimizer that steps next."""
         problem = Problem(make(), frozen=("0.bias",))
+        self._rest(problem)
         before = problem.weights()
         problem.engine.evaluate(problem.loss, targets=problem.labels_B)
         problem.engine.apply(problem.optimizer)
@@ -71,8 +82,9 @@ class MethodTests:
 
     def test_another_seed_makes_another_run(self, make: Callable[[], Method]) -> None:
         one, two = Problem(make(), seed=3), Problem(make(), seed=4)
-        one.step()
-        two.step()
+        for problem in (one, two):
+            self._rest(problem)
+            problem.step()
         assert not torch.equal(one.weights(), two.weights())
 
     def test_steps_differ(self, make: Callable[[], Method]) -> None:
@@ -81,6 +93,7 @@ class MethodTests:
         if method.num_coefficients == 0:
             return
         problem = Problem(method)
+        self._rest(problem)
         start = problem.weights()
         problem.step()
         first = problem.weights() - start
@@ -141,31 +154,47 @@ class MethodTests:
 
     def test_frozen_parameters_stay(self, make: Callable[[], Method]) -> None:
         problem = Problem(make(), frozen=("0.bias",))
+        self._rest(problem)
         before = problem.weights()
         problem.step()
         moved = (problem.weights() != before).split([p.numel() for p in problem.model.parameters()])
         names = [name for name, _ in problem.model.named_parameters()]
-        assert [name for name, m in zip(names, moved, strict=True) if not m.any()] == ["0.bias"]
+        still = [name for name, m in zip(names, moved, strict=True) if not m.any()]
+        assert still == ["0.bias"] if self.moves_everything else "0.bias" in still
 
     def test_the_optimizers_learning_rate_scales_the_step(self, make: Callable[[], Method]) -> None:
         slow, fast = Problem(make(), lr=1e-3), Problem(make(), lr=2e-3)
+        self._rest(slow)
+        self._rest(fast)
         start = slow.weights()
         slow.step()
         fast.step()
         torch.testing.assert_close(fast.weights() - start, 2 * (slow.weights() - start), atol=1e-6, rtol=1e-3)
 
     def test_the_learning_rate_is_taken_by_parameter_group(self, make: Callable[[], Method]) -> None:
-        problem = Problem(make())
-        for group in problem.optimizer.param_groups[::2]:
-            group["lr"] = 0.0
+        try:
+            problem = Problem(make())
+            self._rest(problem)
+            for group in problem.optimizer.param_groups[::2]:
+                group["lr"] = 0.0
+            if make().problems(problem.engine.run):
+                return  # it takes one learning rate, and says so
+        except Unsupported:
+            return
         before = problem.weights()
         problem.step()
         moved = (problem.weights() - before).abs().split([p.numel() for p in problem.model.parameters()])
-        assert [float(m.max()) > 1e-6 for m in moved] == [False, True, False, True]
+        moving = [float(m.max()) > 1e-6 for m in moved]
+        assert moving == [False, True, False, True] if self.moves_everything else not (moving[0] or moving[2])
 
     def test_the_optimizers_weight_decay_shrinks_the_weights(self, make: Callable[[], Method]) -> None:
-        """By lr * weight_decay of each matrix; whether vectors are decayed is the method's own choice."""
-        plain, decayed = Problem(make(), lr=0.05), Problem(make(), lr=0.05, weight_decay=0.1)
+        """By lr * weight_decay of each matrix that it moves; whether vectors are decayed is the method's own choice."""
+        try:
+            plain, decayed = Problem(make(), lr=0.05), Problem(make(), lr=0.05, weight_decay=0.1)
+        except Unsupported:
+            return  # it says so
+        if not self.moves_everything:
+            return
         before = [p.detach().clone() for p in plain.model.parameters()]
         plain.step()
         decayed.step()
@@ -185,8 +214,8 @@ class MethodTests:
 
     def test_directions_of_several_workers_are_drawn_and_applied_or_refused(self, make: Callable[[], Method]) -> None:
         """Two workers, each with directions of its own: run.first_direction numbers them, update gets all coefficients."""
-        q = make().num_coefficients
-        if not q:
+        q, num = make().num_directions, make().num_coefficients
+        if not num:
             return
         together = Problem(make())
         together.engine.run.num_workers_apart = 2
@@ -198,12 +227,14 @@ class MethodTests:
             problem.engine.run.num_workers_apart, problem.engine.run.first_direction = 2, first
             losses[first] = _losses(problem)
         assert losses[0] != losses[q], "the second worker evaluates the first one's directions"
-        alone = _moved_by(Problem(make()), [0.5] * q)
-        first_half = _moved_by(together, [1.0] * q + [0.0] * q)
+        if not self.is_linear:
+            return
+        alone = _moved_by(Problem(make()), [0.5] * num)
+        first_half = _moved_by(together, [1.0] * num + [0.0] * num)
         torch.testing.assert_close(first_half, alone, atol=1e-6, rtol=1e-4, msg="a mean over all coefficients is wrong")
         other = Problem(make())
         other.engine.run.num_workers_apart = 2
-        second_half = _moved_by(other, [0.0] * q + [1.0] * q)
+        second_half = _moved_by(other, [0.0] * num + [1.0] * num)
         cosine = float(torch.nn.functional.cosine_similarity(first_half, second_half, dim=0))
         assert second_half.any() and abs(cosine) < 0.9, "the second worker's directions are not applied"
 
@@ -213,7 +244,8 @@ class MethodTests:
         for _ in range(12):
             problem.step()
             sizes.append(_elements(problem.engine.method.state_dict()) + _elements(vars(problem.engine.method)))
-        assert sizes[-1] == sizes[2], f"state_dict and attributes grew from {sizes[2]} to {sizes[-1]} elements"
+        first, second = max(sizes[:6]), max(sizes[6:])
+        assert second <= first, f"state_dict and attributes grew from {first} to {second} elements"
 
     def test_teardown_takes_its_hooks_off_the_model(self, make: Callable[[], Method]) -> None:
         problem = Problem(make())
@@ -232,9 +264,13 @@ class MethodTests:
         missing = [name for name in options if not re.search(rf"(?m)^\s*(\w+, )*{name}(, \w+)*:", text)]
         assert not missing, f"the docstring of {type(method).__name__} says nothing about {missing}"
 
+    def _rest(self, problem: Problem) -> None:
+        for _ in range(self.resting_steps):
+            problem.step()
+
 
 def _losses(problem: Problem) -> list[float]:
-    """The losses of one estimate's evaluations."""
+    """The losses of one estimate's evaluations, and what it comes down to."""
     estimating, found = problem.engine.method.estimate(problem.engine.run), []
     with torch.no_grad():
         next(estimating)
@@ -243,8 +279,9 @@ def _losses(problem: Problem) -> list[float]:
                 loss = problem.loss()
                 found.append(float(loss))
                 estimating.send([loss])
-        except StopIteration:
-            return found
+        except StopIteration as stop:
+            coefficients = stop.value.pull_back([torch.ones(())])
+            return found + ([] if coefficients is None else coefficients.tolist())
 
 
 def _moved_by(problem: Problem, coefficients: list[float]) -> torch.Tensor:

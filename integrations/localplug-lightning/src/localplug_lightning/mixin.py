@@ -6,6 +6,7 @@ scaling and the module's own hooks see what they always see.
 """
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from localplug import Engine, Method
 from localplug import method as make_method
 from localplug.checks import refuse
+from localplug.log import Log
 from localplug.loop import announce
 from localplug_lightning.once import muted
 
@@ -44,9 +46,10 @@ class LocalPlugMixin:
         seed: int,
         targets: Callable[[Any], Any] | None,
         options: dict[str, Any],
+        log: str | os.PathLike[str] | None = None,
         **engine_options: Any,
     ) -> None:
-        self._recipe = (method, options)
+        self._recipe, self._log = (method, options), log
         self._method = make_method(method, **options)
         self._seed, self._targets, self._engine_options = seed, targets or batch_targets, engine_options
         self._restored: dict[str, Any] | None = None
@@ -83,6 +86,7 @@ class LocalPlugMixin:
             seed=self._seed,
             clipping=float(trainer.gradient_clip_val or 0.0),
             accumulation=trainer.accumulate_grad_batches,
+            log=None if self._log is None else Log(self._log, method=self._recipe[0], options=self._recipe[1]),
             refusals=refusals,
             **self._engine_options,
         )

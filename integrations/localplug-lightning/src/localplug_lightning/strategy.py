@@ -5,6 +5,7 @@ The classes are made twice, for `lightning` and for `pytorch_lightning`, whose b
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ def make(package: str) -> tuple[Any, Any]:
             targets: gets the batch and gives the labels, for layer-local methods; by default the second element, or
                 what is under "labels", "label", "targets", "target" or "y".
             max_bad_steps: after so many steps in a row without a finite estimate training ends with an error.
+            log: a file that takes down every step, for `localplug replay`; see localplug.Engine.
             device, accelerator, checkpoint_io, precision_plugin: as of Lightning's SingleDeviceStrategy; the Trainer's
                 accelerator= and devices= choose the device when none is given here.
             **options: the method's own, checked against its signature.
@@ -69,13 +71,14 @@ def make(package: str) -> tuple[Any, Any]:
             seed: int = 0,
             targets: Callable[[Any], Any] | None = None,
             max_bad_steps: int = 20,
+            log: str | os.PathLike[str] | None = None,
             device: Any = None,
             accelerator: Any = None,
             checkpoint_io: Any = None,
             precision_plugin: Any = None,
             **options: Any,
         ) -> None:
-            self._plug(method, seed, targets, options, max_bad_steps=max_bad_steps)
+            self._plug(method, seed, targets, options, log, max_bad_steps=max_bad_steps)
             self._device_is_free = device is None
             super().__init__(
                 device=device or "cpu",
@@ -113,6 +116,7 @@ def make(package: str) -> tuple[Any, Any]:
             worker_directions: "same": all workers try the same directions on their parts of the batch, which is what one
                 worker with the whole batch does. "different": each its own, which are averaged.
             max_bad_steps: after so many steps in a row without a finite estimate training ends with an error.
+            log: a file that takes down every step, for `localplug replay`; see localplug.Engine.
             accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin, process_group_backend,
                 timeout, start_method: as of Lightning's DDPStrategy.
             **options: the method's own, checked against its signature.
@@ -136,6 +140,7 @@ def make(package: str) -> tuple[Any, Any]:
             targets: Callable[[Any], Any] | None = None,
             worker_directions: Literal["same", "different"] = "same",
             max_bad_steps: int = 20,
+            log: str | os.PathLike[str] | None = None,
             accelerator: Any = None,
             parallel_devices: Any = None,
             cluster_environment: Any = None,
@@ -148,7 +153,9 @@ def make(package: str) -> tuple[Any, Any]:
         ) -> None:
             if worker_directions not in ("same", "different"):
                 raise ValueError(f'worker_directions must be "same" or "different", got {worker_directions!r}')
-            self._plug(method, seed, targets, options, worker_directions=worker_directions, max_bad_steps=max_bad_steps)
+            self._plug(
+                method, seed, targets, options, log, worker_directions=worker_directions, max_bad_steps=max_bad_steps
+            )
             super().__init__(
                 accelerator=accelerator,
                 parallel_devices=parallel_devices,

@@ -9,16 +9,22 @@ import base64
 import functools
 import io
 import logging
+import os
+import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import torch
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from localplug import Engine, Method
 from localplug import method as make_method
+from localplug.log import Log
 from localplug.loop import announce, innermost, labels_of_call
+from localplug.trajectory import NAME
 from localplug.workers import number_of_workers, spare_gradients
 
 logger = logging.getLogger("localplug")
@@ -38,6 +44,16 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         worker_directions: with several processes, "same" evaluates the same directions on each worker's part of the
             batch, "different" gives each worker its own; see localplug.Engine.
         max_bad_steps: after so many steps in a row without a finite estimate training ends with an error.
+        log: a file that takes down every step in some bytes, for `localplug replay`; True puts trajectory.lplog into the
+            Trainer's output_dir. A resumed run goes on in it.
+        checkpoints: "full" leaves them as the Trainer writes them. "log" puts the log in the place of the weights, some
+            kilobytes for any model. Such a checkpoint holds no model by itself, and the Trainer says "Can't find a valid
+            checkpoint" if it is to resume from it. Make the weights first, from those that the run began with (save them by
+            `trainer.save_model("base")` before the training):
+
+                localplug replay base out/checkpoint-500 --out out/checkpoint-500
+
+            `trainer.train(resume_from_checkpoint="out/checkpoint-500")` then goes on as if nothing had happened.
         **options: the method's own, checked against its signature.
 
     Raises:
@@ -58,8 +74,16 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         targets: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None,
         worker_directions: Literal["same", "different"] = "same",
         max_bad_steps: int = 20,
+        log: str | os.PathLike[str] | bool | None = None,
+        checkpoints: Literal["full", "log"] = "full",
         **options: Any,
     ) -> None:
+        if checkpoints not in ("full", "log"):
+            raise ValueError(f'checkpoints must be "full" or "log", got {checkpoints!r}')
+        if checkpoints == "log" and not log:
+            raise ValueError('checkpoints="log" are made of the log; set log=True or log="FILE"')
+        self._log = log if isinstance(log, bool) else None if log is None else os.fspath(log)
+        self._checkpoints = checkpoints
         self._make = functools.partial(make_method, method, **options)  # not a lambda: callbacks are pickled
         self.method = self._make()
         self.engine: Engine | None = None
@@ -80,6 +104,7 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         if self.engine is not None:  # train() is called again: a method starts afresh with its optimizer
             self.method = self._make()
         seed = args.seed if self._seed is None else self._seed
+        log = self._opened_log(args, state)
         self.engine = Engine(
             model,
             self.method,
@@ -90,7 +115,8 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
             accumulation=args.gradient_accumulation_steps,
             worker_directions=self._worker_directions,
             max_bad_steps=self._max_bad_steps,
-            refusals=_refusals(args, self.method),
+            log=log,
+            refusals=_refusals(args, self.method) + self._checkpoint_refusals(args, state, model),
         )
         name = type(self).__name__
         saved: dict[str, Any] = state.stateful_callbacks  # type: ignore[assignment]  # a list only before training
@@ -104,6 +130,16 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
     ) -> None:
         assert self.engine is not None
         self.engine.apply(innermost(kwargs["optimizer"]))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._checkpoints != "log" or not state.is_world_process_zero:
+            return
+        assert self.engine is not None and self.engine.log is not None
+        folder = pathlib.Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+        shutil.copyfile(self.engine.log.path, folder / NAME)
+        for pattern in _WEIGHTS:
+            for file in folder.glob(pattern):
+                file.unlink()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -122,6 +158,33 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
             f"; max_grad_norm={args.max_grad_norm:g} clips the projected gradient, max_grad_norm=0 leaves it as it is"
         )
 
+    def _opened_log(self, args: TrainingArguments, state: TrainerState) -> Log | None:
+        if not self._log:
+            return None
+        path = pathlib.Path(str(args.output_dir), NAME) if self._log is True else pathlib.Path(self._log)
+        saved = pathlib.Path(str(args.output_dir), f"checkpoint-{state.global_step}", NAME)
+        if state.global_step and not path.exists() and saved.exists() and state.is_world_process_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)  # nothing but the checkpoint is left of the run
+            shutil.copyfile(saved, path)
+        return Log(path, method=self._make.args[0], options=self._options)
+
+    def _checkpoint_refusals(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> list[str]:
+        """Why checkpoints cannot be the log alone."""
+        if self._checkpoints != "log":
+            return []
+        found = []
+        if args.load_best_model_at_end:
+            found.append('checkpoints="log" hold no weights to load at the end; set load_best_model_at_end=False')
+        if state.is_hyper_param_search:
+            found.append('checkpoints="log" are for one run, and this is a search of many; leave checkpoints="full"')
+        counted = [n for n, m in model.named_modules() if getattr(m, "running_mean", None) is not None]
+        if counted:
+            found.append(
+                f'checkpoints="log" hold no running statistics, and {counted[0] or "the model"} has them; '
+                'leave checkpoints="full"'
+            )
+        return found
+
     # ---- checkpoints: the trainer writes state() to trainer_state.json ------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -134,6 +197,10 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
             options["worker_directions"] = self._worker_directions
         if self._max_bad_steps != 20:
             options["max_bad_steps"] = self._max_bad_steps
+        if self._log:
+            options["log"] = self._log
+        if self._checkpoints != "full":
+            options["checkpoints"] = self._checkpoints
         saved: dict[str, Any] = {"args": {"method": self._name, "seed": self._seed, **options}, "attributes": {}}
         if self.engine is not None:
             whole = self.engine.state_dict()
@@ -146,7 +213,8 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         if global_step == 0 or not saved or "engine" not in saved:
             return
         now, before = self.state()["args"], saved["args"]
-        changed = {k: (before.get(k), now.get(k)) for k in {*now, *before} if now.get(k) != before.get(k)}
+        named = {*now, *before} - {"log", "checkpoints"}
+        changed = {k: (before.get(k), now.get(k)) for k in named if now.get(k) != before.get(k)}
         if saved["engine"]["seed"] != self.engine.run.seed:
             changed["seed"] = (saved["engine"]["seed"], self.engine.run.seed)
         if changed:
@@ -156,6 +224,11 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
             )
         if before.get("method") == now.get("method"):
             self.engine.method.load_state_dict(_from_text(saved["engine"]["method"]))
+
+
+# What from_pretrained and the Trainer read weights from. The optimizer's file stays: without it the Trainer does not load
+# the learning-rate schedule either; of an optimizer without state it has some kilobytes.
+_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model*", "pytorch_model*.bin*")
 
 
 def _refusals(args: TrainingArguments, method: Method) -> list[str]:

@@ -83,8 +83,11 @@ class Prompts(torch.utils.data.Dataset[dict[str, Any]]):
         return self.rows[i]
 
 
-def classifier(name: str) -> tuple[Any, Any]:
+def classifier(name: str, words: Sequence[str] = WORDS) -> tuple[Any, Any]:
     """(model, tokenizer): a causal language model by name or folder as a classifier of reviews, in float32.
+
+    Args:
+        words: the answer that stands for each label.
 
     Raises:
         ValueError: the tokenizer cuts a label word in pieces, so that the prompt does not fit the model.
@@ -92,19 +95,19 @@ def classifier(name: str) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(name)
     language_model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     config = language_model.config
-    config.num_labels = len(WORDS)
+    config.num_labels = len(words)
     config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model = AutoModelForSequenceClassification.from_config(config)
     setattr(model, model.base_model_prefix, language_model.base_model)
     with torch.no_grad():
-        model.score.weight.copy_(language_model.get_output_embeddings().weight[_answer_tokens(tokenizer)])
+        model.score.weight.copy_(language_model.get_output_embeddings().weight[_answer_tokens(tokenizer, words)])
     return model, tokenizer
 
 
-def _answer_tokens(tokenizer: Any) -> list[int]:
-    tokens = [tokenizer.encode(word, add_special_tokens=False) for word in WORDS]
+def _answer_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
+    tokens = [tokenizer.encode(word, add_special_tokens=False) for word in words]
     if any(len(t) != 1 for t in tokens):
-        raise ValueError(f"the tokenizer makes {tokens} of {WORDS}; the demo needs a model where each is one token")
+        raise ValueError(f"the tokenizer makes {tokens} of {words}; the demo needs a model where each is one token")
     return [t[0] for t in tokens]
 
 

@@ -8,23 +8,16 @@ With parameters theta, a batch B, perturbation scale eps, learning rate eta and 
 z is never stored: it is made again from (seed, step, j, parameter name, element index) wherever it is needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
-from torch import Tensor
-
-from localplug import (
-    Directions,
-    Estimating,
-    Groups,
-    Method,
-    Perturbation,
-    Projection,
-    Run,
-    sgd_update,
-    write_gradients,
-)
+from localplug import Directions, Distribution, Estimating, Groups, Method, Run, Update, ZerothOrder, distribution
+from localplug.selection import Parameters
 from localplug_zo.strict import StrictMeZO
+from localplug_zo.two_sided import TwoSided
+from localplug_zo.updates import SGD, Materialized, Streamed
+
+UPDATES: dict[str, Callable[[], Update]] = {"sgd": SGD, "trainer": Materialized, "trainer-streamed": Streamed}
 
 
 @final
@@ -43,10 +36,16 @@ class MeZO(Method):
         update: "sgd" updates in place, one chunk of noise at a time, without gradients or optimizer state. "trainer"
             writes (1/q) sum_j g_j z_j to .grad and leaves the update to the trainer's optimizer (Adam, Lion, sign...),
             at the memory of one gradient and of that optimizer's state.
+            "trainer-streamed" does so for one parameter at a time, so that no gradient of the whole model is held.
+        directions: the distribution of z: a name ("gaussian", "rademacher", "sphere", "rank-1", ...) or a
+            localplug.Distribution.
+        parameters: which parameters and elements are trained: "all", "lora", names, masks, "smallest:0.2"; see
+            localplug.selection.
+        backend: how perturbed weights are evaluated; see localplug.Perturbation.
         strict: "mezo" repeats the paper's released code bit for bit on CPU in float32: its random numbers, its order of
             rounding, evaluation mode (no dropout), its weight-decay rule by parameter name. It refuses what that code
-            does not do: several directions, another update, half precision off the original's path, accumulation
-            and clipping.
+            does not do: several directions or another distribution, another update, a selection, a back-end, half precision,
+            accumulation and clipping.
 
     Raises:
         ValueError: an option is outside its range, or two options exclude each other; lists all of them.
@@ -66,7 +65,10 @@ class MeZO(Method):
         self,
         eps: float = 1e-3,
         num_directions: int = 1,
-        update: Literal["sgd", "trainer"] = "sgd",
+        update: Literal["sgd", "trainer", "trainer-streamed"] = "sgd",
+        directions: str | Distribution = "gaussian",
+        parameters: Parameters = None,
+        backend: str = "auto",
         strict: Literal["mezo"] | None = None,
     ) -> None:
         wrong = []
@@ -74,75 +76,86 @@ class MeZO(Method):
             wrong.append(f"eps must be positive, got {eps!r}")
         if not (isinstance(num_directions, int) and num_directions >= 1):
             wrong.append(f"num_directions must be an integer of at least 1, got {num_directions!r}")
-        if update not in ("sgd", "trainer"):
-            wrong.append(f'update must be "sgd" or "trainer", got {update!r}')
+        if update not in UPDATES:
+            wrong.append(f'update must be "sgd", "trainer" or "trainer-streamed", got {update!r}')
         if strict not in (None, "mezo"):
             wrong.append(f'strict must be None or "mezo", got {strict!r}')
-        if strict == "mezo" and num_directions != 1:
-            wrong.append(f"strict='mezo' has one direction a step, got num_directions={num_directions}")
-        if strict == "mezo" and update != "sgd":
-            wrong.append(f"strict='mezo' has its own SGD update, got update={update!r}")
+        if strict == "mezo":
+            if num_directions != 1:
+                wrong.append(f"strict='mezo' has one direction a step, got num_directions={num_directions}")
+            if update != "sgd":
+                wrong.append(f"strict='mezo' has its own SGD update, got update={update!r}")
+            for option, value, default in (
+                ("directions", directions, "gaussian"),
+                ("parameters", parameters, None),
+                ("backend", backend, "auto"),
+            ):
+                if value != default:
+                    wrong.append(f"strict='mezo' has its own {option}, got {option}={value!r}")
         if wrong:
             raise ValueError("MeZO: " + "; ".join(wrong))
-        self.eps, self.num_directions, self.update_by, self.strict = float(eps), num_directions, update, strict
-        self._strict = StrictMeZO(self.eps) if strict else None
+        self._method: Method = (
+            StrictMeZO(eps)
+            if strict
+            else ZerothOrder(
+                TwoSided(eps, num_directions),
+                UPDATES[update](),
+                distribution(directions),
+                parameters=parameters,
+                backend=backend,
+                name="mezo",
+            )
+        )
+
+    @property
+    def directions(self) -> Directions:
+        """What the weights are perturbed along, once the training has begun.
+
+        Raises:
+            AttributeError: with strict, whose random numbers are those of the released code.
+        """
+        if not isinstance(self._method, ZerothOrder):
+            raise AttributeError("strict='mezo' draws its own noise")
+        return self._method.directions
 
     @property
     def num_evaluations(self) -> int:
-        return 2 * self.num_directions
+        return self._method.num_evaluations
 
     @property
     def num_coefficients(self) -> int:
-        return self.num_directions
+        return self._method.num_coefficients
+
+    @property
+    def goes_round(self) -> bool:
+        return self._method.goes_round
 
     def describe(self) -> str:
-        what = "the released code's semantics, " if self.strict else ""
-        by = "SGD in place" if self.update_by == "sgd" else "the trainer's optimizer"
-        return f"mezo, {what}eps {self.eps:g}, {self.num_directions} direction(s), updates by {by}"
+        return self._method.describe()
 
     def problems(self, run: Run) -> list[str]:
-        return self._strict.problems(run) if self._strict else []
+        return self._method.problems(run)
 
     def setup(self, run: Run) -> None:
-        self._directions = Directions(run)
-        self._perturbed = Perturbation(run, self._directions)
-        if self._strict:
-            self._strict.setup(run)
+        self._method.setup(run)
 
     def estimate(self, run: Run) -> Estimating:
-        if self._strict:
-            return (yield from self._strict.estimate(run))
-        eps = self.eps
-        values: list[Tensor] = []
-        slopes: list[list[Tensor]] = []
-        for j in range(self.num_directions):
-            with self._perturbed(j, +eps):
-                plus = _read((yield))
-            with self._perturbed(j, -eps):
-                minus = _read((yield))
-            slopes.append([(p - m) / (2 * eps) for p, m in zip(plus, minus, strict=True)])
-            middle = [(p + m) / 2 for p, m in zip(plus, minus, strict=True)]
-            values = [v + m for v, m in zip(values, middle, strict=True)] if values else middle
-        return Projection([v / self.num_directions for v in values], slopes)
+        return self._method.estimate(run)
 
     def update(self, run: Run, coefficients: Sequence[float], groups: Groups) -> None:
-        if self._strict:
-            self._strict.update(run, coefficients, groups)
-        elif self.update_by == "sgd":
-            sgd_update(run, self._directions, coefficients, groups)
-        else:
-            write_gradients(run, self._directions, coefficients)
+        self._method.update(run, coefficients, groups)
+
+    def replay(self, run: Run, coefficients: Sequence[float] | None, groups: Groups) -> None:
+        self._method.replay(run, coefficients, groups)
+
+    def replay_problems(self, run: Run) -> list[str]:
+        return self._method.replay_problems(run)
 
     def teardown(self) -> None:
-        pass
+        self._method.teardown()
 
     def state_dict(self) -> dict[str, Any]:
-        return {}  # everything follows from the engine's seed and step
+        return self._method.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-def _read(leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Losses in float32 or better, whatever the model computes in; a copy, so that the output can be freed."""
-    return [leaf.detach().clone() if leaf.element_size() >= 4 else leaf.detach().float() for leaf in leaves]
+        self._method.load_state_dict(state)

@@ -15,27 +15,38 @@ The three in-place shifts leave a rounding trace in theta (about 1e-7 a step in 
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import final
+from typing import Any, final
 
 import numpy
 import torch
 from torch import Tensor
 
-from localplug import Estimating, Groups, Projection, Run
+from localplug import Estimating, Groups, Method, Projection, Run
 
 NOT_DECAYED = ("bias", "layer_norm", "layernorm")
 
 
 @final
-class StrictMeZO:
-    """The estimate and the update of the released code, for `MeZO(strict="mezo")`.
+class StrictMeZO(Method):
+    """The released code's method, as `MeZO(strict="mezo")` makes it.
 
     Args:
         eps: half-width of the finite difference, in parameter units.
     """
 
     def __init__(self, eps: float) -> None:
-        self.eps = eps
+        self.eps = float(eps)
+
+    @property
+    def num_evaluations(self) -> int:
+        return 2
+
+    @property
+    def num_coefficients(self) -> int:
+        return 1
+
+    def describe(self) -> str:
+        return f"mezo, the released code's semantics, eps {self.eps:g}, 1 direction(s), updates by SGD in place"
 
     def problems(self, run: Run) -> list[str]:
         found = []
@@ -127,3 +138,18 @@ class StrictMeZO:
             if not any(word in name for word in NOT_DECAYED):
                 step.add_(theta * wd)
             theta.sub_(step.mul_(lr))
+
+    def replay(self, run: Run, coefficients: Sequence[float] | None, groups: Groups) -> None:
+        """The rounding trace of one estimate, and the update."""
+        for factor in (1, -2, 1):
+            self._shift(run, factor)
+        super().replay(run, coefficients, groups)
+
+    def teardown(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}  # everything follows from the engine's seed and step
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

@@ -1,0 +1,148 @@
+"""The inner loops of the noise on a CPU, compiled by numba where it is installed: the same bits as torch's, made faster.
+
+Without numba (the extra `localplug[fast]`) every function here is absent (`AVAILABLE` is False), and localplug.noise works
+in torch operations alone.
+"""
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import numba
+
+    AVAILABLE = True
+except ImportError:
+    AVAILABLE = False
+
+SPLIT = 1 << 16  # elements that are worth a thread
+
+
+def usable(tensor: Tensor) -> bool:
+    """Whether the compiled loops can write this tensor: a plain contiguous float32 one in the memory of the CPU."""
+    return AVAILABLE and tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
+
+
+def add_normal_(target: Tensor, key: int, offset: int, table: Tensor) -> None:
+    """target += table[16 bits], element by element, of the stream `key` from element `offset`."""
+    place = target.numpy().reshape(-1)
+    values = table.numpy()
+    _spread(place, lambda part, start: _compiled().normal(part, values, _unsigned(key), _unsigned(offset + start)))
+
+
+def add_signs_(target: Tensor, key: int, offset: int, factor: float) -> None:
+    """target += +factor or -factor, by one bit each, of the stream `key` from element `offset`."""
+    place = target.numpy().reshape(-1)
+    value = torch.tensor(factor).numpy()[()]
+    _spread(place, lambda part, start: _compiled().signs(part, value, _unsigned(key), _unsigned(offset + start)))
+
+
+def add_outer_(target: Tensor, a: Tensor, b: Tensor, factor: float, offset: int) -> None:
+    """target += (factor * a) b^T, each product rounded before it is added; of the elements from `offset` on, row by row.
+
+    Args:
+        a, b: float32, shapes (m,) and (n,), contiguous.
+    """
+    place = target.numpy().reshape(-1)
+    rows, columns = (a * factor).numpy(), b.numpy()
+    _spread(place, lambda part, start: _compiled().outer(part, rows, columns, offset + start))
+
+
+def _spread(place: Any, work: Callable[[Any, int], None]) -> None:
+    """Share one array out among as many threads as torch uses; the loops hold no interpreter lock."""
+    num = min(torch.get_num_threads(), max(place.size // SPLIT, 1))
+    if num == 1:
+        work(place, 0)
+        return
+    size = -(-place.size // (num * 64)) * 64
+    list(_pool(num).map(lambda start: work(place[start : start + size], start), range(0, place.size, size)))
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(num: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num, thread_name_prefix="localplug-noise")
+
+
+def _unsigned(value: int) -> Any:
+    import numpy
+
+    return numpy.uint64(value & ((1 << 64) - 1))
+
+
+class _Compiled:
+    """The loops, compiled at the first use (about a second)."""
+
+    def __init__(self) -> None:
+        from numpy import float32, uint64
+
+        gamma, first, second = uint64(0x9E3779B97F4A7C15), uint64(0xBF58476D1CE4E5B9), uint64(0x94D049BB133111EB)
+        one, two, low = uint64(1), uint64(2), uint64(0xFFFF)
+        by = {n: uint64(n) for n in (6, 16, 27, 30, 31, 32, 48)}
+        s6, s16, s27, s30, s31, s32, s48 = (by[n] for n in (6, 16, 27, 30, 31, 32, 48))
+        jit = numba.njit(nogil=True)
+
+        @numba.njit(inline="always")
+        def word(key: Any, number: Any) -> Any:
+            x = key + number * gamma
+            x = (x ^ (x >> s30)) * first
+            x = (x ^ (x >> s27)) * second
+            return x ^ (x >> s31)
+
+        @jit
+        def normal(out: Any, table: Any, key: Any, offset: Any) -> None:
+            size = uint64(out.size)
+            i = uint64(0)
+            while i < size and (offset + i) % uint64(4) != uint64(0):  # up to the next whole word
+                at = offset + i
+                out[i] += table[(word(key, at >> two) >> (s16 * (at % uint64(4)))) & low]
+                i += one
+            number, body = (offset + i) >> two, out[i:]
+            for k in range(body.size // 4):
+                x = word(key, number + uint64(k))
+                j = 4 * k
+                body[j] += table[x & low]
+                body[j + 1] += table[(x >> s16) & low]
+                body[j + 2] += table[(x >> s32) & low]
+                body[j + 3] += table[x >> s48]
+            i += ((size - i) >> two) << two
+            while i < size:
+                at = offset + i
+                out[i] += table[(word(key, at >> two) >> (s16 * (at % uint64(4)))) & low]
+                i += one
+
+        @jit
+        def signs(out: Any, factor: Any, key: Any, offset: Any) -> None:
+            size = uint64(out.size)
+            i = uint64(0)
+            while i < size:
+                at = offset + i
+                x = word(key, at >> s6)
+                bit = at & uint64(63)
+                num = min(uint64(64) - bit, size - i)
+                x = x >> bit
+                for b in range(num):
+                    out[i + uint64(b)] += factor * (float32(1) - float32(2) * float32((x >> uint64(b)) & one))
+                i += num
+
+        @jit
+        def outer(out: Any, rows: Any, columns: Any, offset: Any) -> None:
+            width = columns.size
+            i = 0
+            while i < out.size:
+                row, column = (offset + i) // width, (offset + i) % width
+                part, other = out[i : i + width - column], columns[column:]
+                value = rows[row]
+                for j in range(part.size):
+                    part[j] += value * other[j]
+                i += part.size
+
+        self.normal, self.signs, self.outer = normal, signs, outer
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled() -> _Compiled:
+    return _Compiled()

@@ -1,0 +1,106 @@
+"""Let a model read other tensors in the place of its parameters, whatever they are: dual numbers, batches of weights."""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+@contextlib.contextmanager
+def substituted(
+    model: nn.Module, make: Mapping[nn.Parameter, Callable[[], Tensor]], spared: Collection[nn.Module] = ()
+) -> Iterator[Callable[[Callable[[Any], Tensor], nn.Parameter], Callable[[Any], Tensor]]]:
+    """While this is open, every forward call in the model reads make[p]() where it would read p.
+
+    A tensor is made when its module is called, and dropped after it; one that is read outside its module's own call (tied
+    heads, nn.MultiheadAttention's out_proj) is made at the first such read, and kept.
+
+    Args:
+        make: for each parameter to be replaced, what makes its substitute.
+        spared: modules whose `weight` is not replaced while they are called.
+
+    Yields: wraps a forward of a spared module, so that its own read of the weight is none from outside.
+    """
+    quiet: set[nn.Parameter] = set()
+    aside = set(spared)
+
+    def untouched(forward: Callable[[Any], Tensor], weight: nn.Parameter) -> Callable[[Any], Tensor]:
+        def quietly(x: Any) -> Tensor:
+            quiet.add(weight)
+            try:
+                return forward(x)
+            finally:
+                quiet.discard(weight)
+
+        return quietly
+
+    handles: list[Any] = []
+    swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
+    kept: dict[nn.Parameter, Tensor] = {}
+
+    def made(parameter: nn.Parameter) -> Tensor:
+        if parameter in kept:
+            return kept[parameter]
+        quiet.add(parameter)  # what makes the substitute reads the parameter itself
+        try:
+            return make[parameter]()
+        finally:
+            quiet.discard(parameter)
+
+    def before(module: nn.Module, *_: Any) -> None:
+        for name, parameter in list(module._parameters.items()):
+            if isinstance(parameter, nn.Parameter) and parameter in make and not (name == "weight" and module in aside):
+                instead: Any = made(parameter)
+                module._parameters[name] = instead
+                swapped.append((module, name, parameter))
+
+    def after(module: nn.Module, *_: Any) -> None:
+        while swapped and swapped[-1][0] is module:
+            owner, name, parameter = swapped.pop()
+            owner._parameters[name] = parameter
+
+    def read_outside(parameter: nn.Parameter) -> Tensor:
+        kept[parameter] = made(parameter)
+        return kept[parameter]
+
+    try:
+        for module in model.modules():
+            if not any(p is not None and p in make for p in module._parameters.values()):
+                continue
+            if module is model:  # the host also calls its forward by itself, and then no hook of it runs
+                before(module)
+                continue
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after, always_call=True))
+        with _Outside(make, quiet, read_outside):
+            yield untouched
+    finally:
+        for handle in handles:
+            handle.remove()
+        for owner, name, parameter in reversed(swapped):
+            owner._parameters[name] = parameter
+
+
+class _Outside(TorchFunctionMode):
+    """Finds parameters among the arguments of torch's functions, and puts the substitutes there."""
+
+    def __init__(
+        self, make: Mapping[nn.Parameter, Any], quiet: Set[nn.Parameter], read_outside: Callable[[nn.Parameter], Tensor]
+    ) -> None:
+        super().__init__()
+        self._make, self._quiet, self._read_outside = make, quiet, read_outside
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(self._is_meant(x) for x in tree_leaves((args, kwargs))):
+            args, kwargs = tree_map(self._instead, (args, kwargs))
+        return function(*args, **kwargs)
+
+    def _instead(self, x: Any) -> Any:
+        return self._read_outside(x) if self._is_meant(x) else x
+
+    def _is_meant(self, x: Any) -> bool:
+        return isinstance(x, nn.Parameter) and x in self._make and x not in self._quiet
