@@ -1,0 +1,150 @@
+"""What a zeroth-order step costs: time against two forward passes and against the released MeZO's step, memory, the log.
+
+    python tests/benchmarks/zo_figures.py [--model smollm2|llama] [--rounds 9] [--tokens 512] [--memory]
+
+Everything is a ratio of medians from one process, its ways taken in turn step by step. SmolLM2-135M, and a Llama of random
+weights with 440 million of them, both float32. "released" is strict="mezo", which repeats the released code bit for bit:
+four sweeps of noise over the weights and two forward passes.
+"""
+
+import argparse
+import gc
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import localplug
+from localplug_transformers import offline_models, peak_memory
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from record import RESULTS, save
+
+WAYS = {
+    "rank-1": {"directions": "rank-1"},
+    "rank-1 stacked": {"directions": "rank-1", "backend": "stacked"},
+    "gaussian": {"directions": "gaussian"},
+    "rademacher": {"directions": "rademacher"},
+    "released": {"strict": "mezo"},
+}
+BATCHES = {16: (1, 16), 128: (2, 64), 512: (8, 64), 2048: (16, 128)}
+STREAMED = (
+    "mezo",
+    "zo-sgd",
+    "zo-sgd-sign",
+    "zo-sgd-momentum",
+    "zo-adam",
+    "lozo",
+    "fzoo",
+    "1.5-spsa",
+    "zo-sgd-conservative",
+)
+
+
+def llama():
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=1280, intermediate_size=3456, num_hidden_layers=18, num_attention_heads=20
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def smollm2():
+    return AutoModelForCausalLM.from_pretrained(offline_models.smollm2(), dtype=torch.float32)
+
+
+MODELS = {"smollm2": smollm2, "llama": llama}
+
+
+def step_of(model, x, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    engine = localplug.Engine(model, localplug.method("mezo", **options), optimizer)
+    return lambda: engine.step(lambda: model(input_ids=x, labels=x).loss, optimizer)
+
+
+def times(model, tokens, rounds):
+    """{way: median time over that of two forward passes, by the medians of each}, and the spread of the quotients."""
+    shape = BATCHES[tokens]
+    x = torch.randint(5, 30000, shape, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def two_forwards():
+        for _ in range(2):
+            model(input_ids=x, labels=x)
+
+    ways = {"two forwards": two_forwards, **{name: step_of(model, x, **options) for name, options in WAYS.items()}}
+    seconds = {name: [] for name in ways}
+    for lap in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if lap:  # the first one warms up
+                seconds[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(s) for name, s in seconds.items()}
+    found = {name: round(m / median["two forwards"], 3) for name, m in median.items() if name != "two forwards"}
+    found["gaussian vs released"] = round(median["gaussian"] / median["released"], 3)
+    found["rank-1 vs released"] = round(median["rank-1"] / median["released"], 3)
+    found["two forwards, quartiles over median"] = [
+        round(q / median["two forwards"], 3) for q in statistics.quantiles(seconds["two forwards"], n=4)[::2]
+    ]
+    return {"batch": shape, "rounds": rounds, **found}
+
+
+def memory(batch, tokens):
+    """{method: peak resident memory of a step over that of inference on the same batch}."""
+    path = str(offline_models.smollm2())
+    inference = peak_memory.measured("inference", path, batch, tokens)
+    found = {how: peak_memory.measured(how, path, batch, tokens) for how in STREAMED}
+    return {
+        "batch": [batch, tokens],
+        "peak_vs_inference": {how: round(m["peak"] / inference["peak"], 4) for how, m in found.items()},
+        "bytes": {"inference": inference, **found},
+    }
+
+
+def log_size(num_steps=50):
+    """Bytes of the log for each step and direction, without its header, of a learning rate that falls in every step."""
+    model = torch.nn.Linear(8, 2)
+    x = torch.ones(3, 8)
+    found = {}
+    for q in (1, 4):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / (num_steps + 2))
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "a.lplog")
+            engine = localplug.Engine(model, localplug.method("mezo", num_directions=q), optimizer, log=path)
+            sizes = []
+            for _ in range(num_steps + 1):
+                engine.step(lambda: model(x).square().mean(), optimizer)
+                schedule.step()
+                sizes.append(path.stat().st_size)
+            engine.close()
+        found[f"{q} direction(s)"] = (sizes[-1] - sizes[0]) / num_steps / q
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, action="append")
+    parser.add_argument("--tokens", type=int, choices=BATCHES, action="append")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--memory", action="store_true", help="measure memory and the log alone")
+    options = parser.parse_args()
+    path = RESULTS / "zo_figures.json"
+    result = json.loads(path.read_text())["result"] if path.exists() else {}
+    for name in () if options.memory else options.model or MODELS:
+        model = MODELS[name]().train()
+        result.setdefault(name, {})["weights"] = sum(p.numel() for p in model.parameters())
+        for tokens in options.tokens or BATCHES:
+            result[name][f"{tokens} tokens"] = times(model, tokens, options.rounds)
+            save("zo_figures", result)
+        del model
+        gc.collect()
+    if options.memory or not (options.model or options.tokens):
+        result["memory"], result["log, bytes a step and direction"] = memory(16, 64), log_size()
+        save("zo_figures", result)
