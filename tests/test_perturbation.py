@@ -49,11 +49,16 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("held, tile", [(1 << 20, 1 << 21), (0, 1 << 21), (0, 64)], ids=["held", "hooked", "tiled"])
+@pytest.mark.parametrize(
+    "held, tile, small",
+    [(1 << 20, 1 << 21, 1 << 15), (0, 1 << 21, 1 << 15), (0, 64, 1 << 15), (1 << 20, 24, 24)],
+    ids=["held", "hooked", "tiled", "tiled with a held bias"],
+)
 @pytest.mark.parametrize("name", MODELS)
-def test_sees_the_perturbed_weights_and_writes_none(name, held, tile, monkeypatch):
+def test_sees_the_perturbed_weights_and_writes_none(name, held, tile, small, monkeypatch):
     monkeypatch.setattr(tiles, "TILE", tile)
     monkeypatch.setattr(Perturbation, "HELD", held)
+    monkeypatch.setattr(Perturbation, "SMALL", small)
     torch.manual_seed(0)
     make, inputs = MODELS[name]
     model, x = make().eval(), inputs()

@@ -238,7 +238,12 @@ def test_a_replay_gives_the_trained_weights(tmp_path, case):
     assert same(replayed(tmp_path / "a.lplog", Net(dtype)), net)
 
 
-REPLAYABLE = [name for name, (giver, *_) in localplug.plugins.names("methods").items() if giver.name == "zo"]
+BACKPROPAGATING = ("addax", "elastic-zo")  # refused, with the reason: tests of localplug-zo
+REPLAYABLE = [
+    name
+    for name, (giver, *_) in localplug.plugins.names("methods").items()
+    if giver.name == "zo" and name not in BACKPROPAGATING
+]
 
 
 @pytest.mark.parametrize("name", REPLAYABLE)

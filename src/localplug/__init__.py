@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from localplug.local import LocalMethod
     from localplug.loop import attach
     from localplug.low_rank import add_low_rank_
+    from localplug.objectives import Objective
     from localplug.parts import Distribution, Estimator, Piece, Probing, Term, Update, read
     from localplug.perturbation import Perturbation
     from localplug.plugins import get, installed, register
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         estimator,
         local_loss,
         method,
+        objective,
         target_generator,
         update,
         update_rule,
@@ -93,6 +95,8 @@ _HOME = {
     "local_loss": "recipes",
     "method": "recipes",
     "target_generator": "recipes",
+    "objective": "recipes",
+    "Objective": "objectives",
     "distribution": "recipes",
     "estimator": "recipes",
     "update": "recipes",
@@ -134,6 +138,7 @@ __all__ = [
     "LocalMethod",
     "LocalPlugError",
     "Method",
+    "Objective",
     "Perturbation",
     "Piece",
     "Probing",
@@ -160,6 +165,7 @@ __all__ = [
     "local_loss",
     "method",
     "noise",
+    "objective",
     "partition",
     "read",
     "read_log",

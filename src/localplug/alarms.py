@@ -57,8 +57,8 @@ class Alarms:
                 "before the model is wrapped (transformers: pass the callback to the Trainer's constructor)",
             )
 
-    def coefficients(self, values: Sequence[float], step: int) -> bool:
-        """Look at one step's coefficients; False if one is not finite."""
+    def coefficients(self, values: Sequence[float], slopes: Sequence[float], step: int) -> bool:
+        """Look at one step's coefficients, and those of them that are slopes; False if one is not finite."""
         if not all(map(math.isfinite, values)):
             logger.warning("step %d: the estimate is %s; its update is left out", step, list(values))
             self._say(
@@ -66,7 +66,7 @@ class Alarms:
                 "the loss is not finite at the perturbed weights: lower the learning rate or eps, or train in float32",
             )
             return False
-        size = math.sqrt(sum(v * v for v in values) / len(values))
+        size = math.sqrt(sum(v * v for v in slopes) / len(slopes))
         if size == 0.0:
             self.num_zero += 1
             self._zeros_in_a_row += 1
@@ -74,8 +74,9 @@ class Alarms:
                 self._say(
                     "zero",
                     f"step {step}: the last {ZERO_STEPS} estimates were exactly zero, nothing is learned. The loss does "
-                    "not feel the perturbation: raise eps, compute the loss in float32, or use a loss that is not a "
-                    "step function of the weights",
+                    "not feel the perturbation: raise eps or compute the loss in float32; of an objective that moves in steps, "
+                    "such as accuracy, take larger batches and more directions, or a loss that is not a step function of "
+                    "the weights",
                 )
             return True
         self._zeros_in_a_row = 0

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from localplug.contract import Around, Estimate, Estimating
 from localplug.errors import EngineError, Unsupported
 from localplug.interrupts import HeldInterrupt
+from localplug.objectives import arguments
 from localplug.shards import gathers_itself
 from localplug.workers import wasted_buckets
 
@@ -115,7 +116,23 @@ class Attachment:
         self._interrupt.hold()
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any], around: Around | None) -> Any:
-        return self.call(args, kwargs) if around is None else around(lambda: self.call(args, kwargs))
+        objective = self._engine.objective
+        if objective is not None and not objective.needs_outputs:
+            return self._judged(None, args, kwargs)
+        tree = self.call(args, kwargs) if around is None else around(lambda: self.call(args, kwargs))
+        return self._judged(tree, args, kwargs)
+
+    def _judged(self, tree: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output with the objective in the place of its loss; the objective alone, where there is no output."""
+        objective, model = self._engine.objective, self._engine.run.model
+        if objective is None:
+            return tree
+        batch = arguments(self._module.forward, args, kwargs)
+        nested, self._nested = self._nested, True  # the objective may call the model by itself
+        try:
+            return objective.loss(None, batch, model) if tree is None else objective.judged(tree, batch, model)
+        finally:
+            self._nested = nested
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Estimating, Around | None]:
         engine = self._engine
@@ -123,6 +140,7 @@ class Attachment:
             raise Unsupported("layer-local methods hook the model's modules, which torch.compile has compiled already")
         engine.alarms.wasted_buckets(wasted_buckets() - engine.num_shown)
         engine.run.targets = self._targets(args, kwargs) if self._targets else None
+        engine.run.shape = _shape(args, kwargs)
         stack = contextlib.ExitStack()
         stack.enter_context(engine.evaluating())
         estimating = engine.method.estimate(engine.run)
@@ -148,6 +166,7 @@ class Attachment:
         try:
             if tree is None:
                 return None  # the forward raised; `_abandon` restores the weights
+            tree = self._judged(tree, args, kwargs)
             engine.send(self._pending[-1][0], tree)
             raise EngineError(
                 f"{type(engine.method).__name__} asks for more evaluations than its num_evaluations = "
@@ -163,6 +182,11 @@ class Attachment:
         targets = engine.run.targets
         assert estimate is not None
         return engine.wrapped(estimate, lambda: self.call(args, kwargs), targets)
+
+
+def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    tensors = [x for x in (kwargs.get("input_ids"), *args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+    return tuple(tensors[0].shape) if tensors else ()
 
 
 class _Forward:

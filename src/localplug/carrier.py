@@ -21,32 +21,39 @@ class Carrier:
 
     Args:
         parameters: of the model; the smallest one with room carries.
-        num_coefficients: q, at least 1.
+        num_coefficients: of one worker, at least 1.
+        num_slopes: how many of them, the first ones, are shown; the others are scaled as those are together.
+        num_workers: whose coefficients follow each other.
 
     Raises:
-        Unsupported: no parameter has q elements.
+        Unsupported: no parameter has an element for each slope.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], num_coefficients: int) -> None:
-        able = [p for p in parameters if p.numel() >= num_coefficients]
+    def __init__(
+        self, parameters: list[nn.Parameter], num_coefficients: int, num_slopes: int | None = None, num_workers: int = 1
+    ) -> None:
+        shown = num_coefficients if num_slopes is None else num_slopes
+        self.slopes = [w * num_coefficients + i for w in range(num_workers) for i in range(shown)]
+        """Which of all coefficients are slopes."""
+        able = [p for p in parameters if p.numel() >= len(self.slopes)]
         if not able:
             raise Unsupported(
-                f"no trainable parameter has {num_coefficients} elements, one for each direction; use fewer directions"
+                f"no trainable parameter has {len(self.slopes)} elements, one for each direction; use fewer directions"
             )
         self.parameter = min(able, key=lambda p: p.numel())
         self._coefficients: Tensor | None = None
         self._written: Tensor | None = None
 
     def gather(self, coefficients: Tensor) -> None:
-        """Add the coefficients of one micro-batch, float32 (q,), and show the sum."""
+        """Add the coefficients of one micro-batch, float32, and show the sum."""
         gradient = self.parameter.grad
         if self._written is not None and (gradient is None or not whole(gradient).any()):
             self._coefficients = None  # zero_grad() came between: what was gathered before is not wanted any more
         self._coefficients = coefficients if self._coefficients is None else self._coefficients + coefficients
-        q = len(coefficients)
+        slopes = self._coefficients[self.slopes]
         shown = torch.zeros_like(self.parameter, memory_format=torch.contiguous_format)
         local, first = local_part(shown)
-        mine = (self._coefficients / math.sqrt(q))[first : first + local.numel()]  # of a shard what lies in it
+        mine = (slopes / math.sqrt(len(slopes)))[first : first + local.numel()]  # of a shard what lies in it
         local.view(-1)[: len(mine)] = mine.to(local)
         self.parameter.grad = shown
         self._written = shown.clone()
@@ -60,10 +67,10 @@ class Carrier:
         gradient, written = whole(gradient), whole(written)
         if torch.equal(gradient, written):
             return coefficients
-        q = len(coefficients)
-        now, before = (
-            gradient.reshape(-1)[:q].float(),
-            written.reshape(-1)[:q].float(),
-        )  # clipping by value is by element
-        ratio = torch.where(before != 0, now / before, torch.ones_like(now))
-        return coefficients * ratio.to(coefficients)
+        q = len(self.slopes)
+        now, before = (gradient.reshape(-1)[:q].float(), written.reshape(-1)[:q].float())
+        together = now.norm() / before.norm() if before.any() else torch.ones(())
+        ratios = together.to(coefficients).repeat(len(coefficients))
+        # clipping by value is by element
+        ratios[self.slopes] = torch.where(before != 0, now / before, torch.ones_like(now)).to(coefficients)
+        return coefficients * ratios

@@ -36,6 +36,9 @@ class Run:
     """The trainer's optimizer, where the engine was given it or while it applies a step; the learning rate is its."""
     targets: Any = None
     """The labels of the batch in work, for methods that need them; None where the trainer did not hand them over."""
+    shape: tuple[int, ...] = ()
+    """Of `input_ids`, or else of the first tensor, that the model is called with for the batch in work; () where a closure
+    evaluates it."""
     is_compiled: bool = False
     """Whether torch.compile compiles the model, so that hooks on its modules would be compiled in."""
     num_forwards: int = 0
@@ -96,6 +99,32 @@ class Method(abc.ABC):
     def goes_round(self) -> bool:
         """Whether `estimate` may yield an Around."""
         return False
+
+    @property
+    def num_slopes(self) -> int:
+        """How many of the coefficients, the first ones, are slopes, whose norm the trainer sees and clips."""
+        return self.num_coefficients
+
+    @property
+    def is_scale_free(self) -> bool:
+        """Whether an update stays the same when all coefficients are scaled, so that clipping changes nothing."""
+        return False
+
+    @property
+    def cost(self) -> str:
+        """What an estimate costs, in a few words."""
+        passes = self.num_evaluations
+        return f"{passes} forward pass{'es' if passes > 1 else ''} a batch"
+
+    @property
+    def needs_derivative(self) -> bool:
+        """Whether a score that has no derivative cannot be its loss."""
+        return self.num_coefficients == 0
+
+    @property
+    def backpropagates(self) -> str:
+        """What of the model it makes backward passes through, in words; empty for nothing."""
+        return ""
 
     @abc.abstractmethod
     def describe(self) -> str:

@@ -10,6 +10,7 @@ from localplug import noise
 from localplug.contract import Run
 from localplug.distributions import Gaussian
 from localplug.parts import Distribution, Piece, Term
+from localplug.rounding import round_
 from localplug.selection import Selection
 from localplug.shards import is_sharded, local_part
 
@@ -208,9 +209,9 @@ class Directions:
             if half:
                 value = rule(old.float(), offset + start)
                 if stochastic:
-                    u = noise.uniform(dice, offset + start, new.numel(), new.device)
-                    value = _round_stochastically(value, u, new.dtype)
-                new.copy_(value)
+                    round_(new, value, dice, offset + start)
+                else:
+                    new.copy_(value)
                 continue
             if source is not target:
                 new.copy_(old)
@@ -267,16 +268,3 @@ class _SmallParameters:
         while len(self._made) > self.KEPT:
             del self._made[next(iter(self._made))]
         return made[position]
-
-
-def _round_stochastically(value: Tensor, uniform: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float32 to a half precision, up or down with the probabilities that keep the mean."""
-    nearest = value.to(dtype)
-    bits = nearest.view(torch.int16)
-    # sign and magnitude: one less in the bits is one step towards zero, for either sign
-    towards_zero = torch.where(nearest.float().abs() > value.abs(), bits - 1, bits)
-    away = towards_zero + 1
-    low, high = towards_zero.view(dtype).float(), away.view(dtype).float()
-    share = (value - low) / (high - low)
-    chosen = torch.where(uniform < share, away, towards_zero).view(dtype)
-    return torch.where(torch.isfinite(high) & torch.isfinite(value), chosen, nearest)

@@ -25,6 +25,7 @@ from localplug.contract import Around, Estimate, Estimating, Groups, Method, Run
 from localplug.errors import EngineError
 from localplug.interrupts import held
 from localplug.log import Log
+from localplug.objectives import Objective
 from localplug.output import Output
 from localplug.replay import Replay
 from localplug.workers import Workers, number_of_workers, spare_gradients
@@ -49,6 +50,9 @@ class Engine:
             worker's part of the batch and averages; "different" gives each worker directions of its own, so that W
             workers average W times as many. One process does the same either way.
         process_group: the processes that train this model; by default all of torch.distributed.
+        objective: a callable whose score stands in the place of the model's own loss, and is raised; it needs no gradient. By
+            name ("accuracy", "f1") in `localplug.attach` and the integrations; see localplug.Objective. For `attach` alone: a
+            closure can return its score, negated, as it is.
         max_bad_steps: after so many steps in a row without a finite estimate training ends with an error; at least 1.
         log: a file that takes down every step, so that `localplug.replay_log` can repeat the run on the weights it began
             with; see localplug.trajectory. Worker 0 writes it. Buffers, such as running statistics, are not in it.
@@ -71,6 +75,7 @@ class Engine:
         accumulation: int = 1,
         worker_directions: Literal["same", "different"] = "same",
         process_group: Any = None,
+        objective: Callable[..., Any] | None = None,
         max_bad_steps: int = 20,
         log: "str | os.PathLike[str] | Log | None" = None,
         refusals: Sequence[str] = (),
@@ -94,18 +99,21 @@ class Engine:
         )
         self.run.is_compiled = any(_is_compiled(module) for module in model.modules())
         self.log = log if isinstance(log, Log | None) else Log(log)
+        self.objective = objective if isinstance(objective, Objective | None) else Objective(objective)
+        judging = self.objective.problems(method, outputs) if self.objective is not None else []
         not_logged = self.log.problems(self.run, method) if self.log is not None else []
-        refuse([*refusals, *problems(self.run, method, optimizer), *not_logged])
+        refuse([*refusals, *problems(self.run, method, optimizer), *judging, *not_logged])
         self.method = method
         self.alarms = Alarms()
         self.gradient_norm: float | None = None
-        """Root mean square of the last step's coefficients, after whatever clipped them."""
+        """Root mean square of the last step's slopes, after whatever clipped them."""
         self._outputs = tuple(outputs) if outputs is not None else None
         self._used: dict[str, set[str]] = {}  # kind of output -> names of the leaves that the loss was built on
         self._busy = False
         self._last: Output | None = None
-        q = method.num_coefficients * apart
-        self._carrier = Carrier([p for _, p in self.run.parameters], q) if q else None
+        parameters = [p for _, p in self.run.parameters]
+        q = method.num_coefficients
+        self._carrier = Carrier(parameters, q, method.num_slopes, apart) if q else None
         self._forwards_applied = 0
         self._replay = Replay(model)
         self._max_bad_steps, self._bad_steps = max_bad_steps, 0
@@ -198,6 +206,10 @@ class Engine:
         return estimating.send(leaves)
 
     def _drive(self, closure: Callable[[], Any]) -> Estimate:
+        if self.objective is not None:
+            raise EngineError(
+                "objective= is for attached models; let the closure return its score, negated, as the loss"
+            )
         estimating = self.method.estimate(self.run)
         try:
             around = next(estimating)
@@ -287,6 +299,12 @@ class Engine:
             got = [i for i, gradient in enumerate(gradients) if gradient is not None]
             positions, mine = tracked, estimate
             if not set(got) <= set(positions):
+                if self.objective is not None:
+                    raise EngineError(
+                        f"objective= stands in the place of the model's own loss, and this trainer builds its loss on the "
+                        f"outputs {[names[i] for i in got]}; let it take the model's (no label smoothing, no loss function "
+                        "of its own)"
+                    )
                 if known:
                     new = [names[i] for i in got if i not in positions]
                     raise EngineError(
@@ -356,9 +374,10 @@ class Engine:
                 raise EngineError("no loss was back-propagated in this step (or zero_grad() came after it)")
         values: list[float] = [] if coefficients is None else coefficients.tolist()
         fine = True
-        if values:
-            fine = self.alarms.coefficients(values, self.run.step)
-            self.gradient_norm = math.sqrt(sum(v * v for v in values) / len(values))
+        if self._carrier is not None:
+            slopes = [values[i] for i in self._carrier.slopes]
+            fine = self.alarms.coefficients(values, slopes, self.run.step)
+            self.gradient_norm = math.sqrt(sum(v * v for v in slopes) / len(slopes))
         if self.log is not None and coefficients is not None:
             self.log.begin(self.run, self.method, optimizer.param_groups, coefficients)
         with torch.no_grad(), held():  # an interrupt waits until the step is done as a whole

@@ -19,7 +19,7 @@ def localplug_methods():
     Returns {name: class or factory of localplug.Method}; its keyword arguments are the user's options.
     Asked when a method is looked up by name. Used by localplug-zo (mezo, zo, zo-sgd, zo-sgd-momentum, zo-sgd-sign,
     zo-sgd-conservative, zo-adam, zo-scalar-adam, forward-grad, hizoo, lozo, subzero, tezo, sparse-mezo,
-    random-sparse-zo, lezo, block-zo, fzoo, svrg, es, 1.5-spsa, residual-zo, cge) and
+    random-sparse-zo, lezo, block-zo, addax, elastic-zo, fzoo, svrg, es, 1.5-spsa, residual-zo, cge) and
     localplug-tpsgd (tpsgd).
 
     Example:
@@ -84,6 +84,22 @@ def localplug_local_losses():
         @localplug.hookimpl
         def localplug_local_losses():
             return {"l2": "localplug_tpsgd.losses:l2"}
+    """
+
+
+@hookspec
+def localplug_objectives():
+    """Give objectives: scores of a batch that have no gradient, and are raised in the place of the loss.
+
+    Returns {name: callable}, which takes one or more of `outputs`, `batch` and `model` by name and gives a number; see
+    localplug.Objective.
+    Asked by `localplug.objective(name)`, which `localplug.attach` and the trainer integrations call for their option
+    `objective`. Used by localplug-zo (accuracy, f1).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_objectives():
+            return {"accuracy": "localplug.objectives:accuracy"}
     """
 
 

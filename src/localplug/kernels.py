@@ -52,6 +52,24 @@ def add_outer_(target: Tensor, a: Tensor, b: Tensor, factor: float, offset: int)
     _spread(place, lambda part, start: _compiled().outer(part, rows, columns, offset + start))
 
 
+def round_bfloat16_(target: Tensor, value: Tensor, key: int, offset: int) -> None:
+    """target <- value, rounded by 16 bits of the stream `key` from element `offset`; see localplug.rounding.
+
+    Args:
+        target: bfloat16, contiguous; value: float32, as many elements.
+    """
+    import numpy
+
+    place = target.view(torch.int16).numpy().reshape(-1).view(numpy.uint16)
+    bits = value.numpy().reshape(-1).view(numpy.uint32)
+    _spread(
+        place,
+        lambda part, start: _compiled().round(
+            part, bits[start : start + part.size], _unsigned(key), _unsigned(offset + start)
+        ),
+    )
+
+
 def _spread(place: Any, work: Callable[[Any, int], None]) -> None:
     """Share one array out among as many threads as torch uses; the loops hold no interpreter lock."""
     num = min(torch.get_num_threads(), max(place.size // SPLIT, 1))
@@ -77,7 +95,7 @@ class _Compiled:
     """The loops, compiled at the first use (about a second)."""
 
     def __init__(self) -> None:
-        from numpy import float32, uint64
+        from numpy import float32, uint16, uint32, uint64
 
         gamma, first, second = uint64(0x9E3779B97F4A7C15), uint64(0xBF58476D1CE4E5B9), uint64(0x94D049BB133111EB)
         one, two, low = uint64(1), uint64(2), uint64(0xFFFF)
@@ -140,7 +158,25 @@ class _Compiled:
                     part[j] += value * other[j]
                 i += part.size
 
-        self.normal, self.signs, self.outer = normal, signs, outer
+        infinite, half, odd = uint32(0x7F80), uint32(0x7FFF), uint32(1)
+
+        @jit
+        def round_(out: Any, bits: Any, key: Any, offset: Any) -> None:
+            for i in range(out.size):
+                at = offset + uint64(i)
+                die = uint32((word(key, at >> two) >> (s16 * (at % uint64(4)))) & low)
+                x = bits[i]
+                upper, lower = x >> uint32(16), x & uint32(0xFFFF)
+                away = upper + uint32(1)
+                if (away & infinite) == infinite:  # the largest number, infinity or no number: to nearest
+                    if (upper & infinite) == infinite and (lower != 0 or (upper & uint32(0x7F)) != 0):
+                        out[i] = uint16(0x7FC0)
+                    else:
+                        out[i] = uint16((x + half + (upper & odd)) >> uint32(16))
+                else:
+                    out[i] = uint16(away if die < lower else upper)
+
+        self.normal, self.signs, self.outer, self.round = normal, signs, outer, round_
 
 
 @functools.lru_cache(maxsize=1)

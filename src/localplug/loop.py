@@ -12,6 +12,7 @@ from localplug.contract import Method
 from localplug.engine import Engine
 from localplug.log import Log
 from localplug.recipes import method as make_method
+from localplug.recipes import objective as make_objective
 
 logger = logging.getLogger("localplug")
 
@@ -30,6 +31,8 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
         seed: of the random directions.
         targets: gets (args, kwargs) of the forward call and gives the labels; by default kwargs["labels"].
         outputs: names of the output leaves that the loss is built on, if known.
+        objective: a score without gradient in the place of the model's own loss: "accuracy", "f1", or a callable of
+            `outputs`, `batch` and `model`, higher is better; see localplug.Objective. The loop sees its negative as the loss.
         log: a file that takes down every step, for `localplug replay`; see localplug.Engine.
         worker_directions, process_group, max_bad_steps: see localplug.Engine. With several processes attach before the
             model is wrapped in DistributedDataParallel (accelerator.prepare, fabric.setup), so that it makes no buckets; and
@@ -60,6 +63,7 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
         seed: int = 0,
         targets: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None,
         outputs: Sequence[str] | None = None,
+        objective: str | Callable[..., Any] | None = None,
         worker_directions: Literal["same", "different"] = "same",
         process_group: Any = None,
         max_bad_steps: int = 20,
@@ -73,6 +77,7 @@ class attach:  # noqa: N801 (used like a function: `with localplug.attach(...)`)
             optimizer,
             seed=seed,
             outputs=outputs,
+            objective=None if objective is None else make_objective(objective),
             worker_directions=worker_directions,
             process_group=process_group,
             max_bad_steps=max_bad_steps,
@@ -128,10 +133,10 @@ def announce(engine: Engine, more: str = "") -> None:
 def start_line(engine: Engine) -> str:
     """What is true at the start of every training, in one line: the method, its cost in forward passes, the weights."""
     weights = sum(p.numel() for _, p in engine.run.parameters)
-    passes = engine.method.num_evaluations
     workers = engine.num_workers
     together = f", {workers} workers with {engine.worker_directions} directions" if workers > 1 else ""
     return (
-        f"{engine.method.describe()}; {passes} forward pass{'es' if passes > 1 else ''} a batch, no backward pass "
-        f"through the model, {weights:,} weights, seed {engine.run.seed}{together}"
+        f"{engine.method.describe()}; {engine.method.cost}, "
+        f"{'a' if engine.method.backpropagates else 'no'} backward pass through "
+        f"{engine.method.backpropagates or 'the model'}, {weights:,} weights, seed {engine.run.seed}{together}"
     )

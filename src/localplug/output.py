@@ -1,6 +1,6 @@
 """What the model gave, and what the framework gets instead: leaves by name, and the stub that ends a backward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -21,6 +21,13 @@ class Output:
         self.names = [".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in paths[i][0]) for i in self._places]
         self.leaves: list[Tensor] = [self._all[i] for i in self._places]
         self.kind = str(self._spec)
+
+    def replaced(self, values: Mapping[int, Tensor]) -> Any:
+        """The same tree with other values of some leaves, by their number."""
+        everything = list(self._all)
+        for number, value in values.items():
+            everything[self._places[number]] = value
+        return tree_unflatten(everything, self._spec)
 
     def stubbed(self, leaves: Sequence[Tensor], sink: Callable[[Sequence[Tensor | None]], None]) -> Any:
         """The same tree with other leaves, which look differentiable: backward hands d loss / d leaf to `sink`, and ends."""

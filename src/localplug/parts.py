@@ -103,6 +103,11 @@ class Estimator(abc.ABC):
     num_directions: int
     """q."""
 
+    needs_derivative: bool = False
+    """Whether a score that has no derivative cannot be its loss."""
+    is_scale_free: bool = False
+    """Whether the c_j stay the same when the numbers of `estimate` are scaled."""
+
     @property
     @abc.abstractmethod
     def num_evaluations(self) -> int:
@@ -111,7 +116,12 @@ class Estimator(abc.ABC):
     @property
     @abc.abstractmethod
     def num_fields(self) -> int:
-        """Numbers that an estimate comes down to for each direction."""
+        """Numbers that an estimate comes down to for each direction; the first is its slope, which the trainer may clip."""
+
+    @property
+    def cost(self) -> str:
+        """What an estimate costs, in a few words; empty for `num_evaluations` forward passes."""
+        return ""
 
     @abc.abstractmethod
     def describe(self) -> str:

@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from localplug import low_rank
-from localplug.contract import Run
+from localplug.contract import Estimating, Run
 from localplug.directions import Directions
 from localplug.parts import Term
+from localplug.prefix import Prefix
 from localplug.shards import is_sharded, let_go, local_part
 from localplug.stacked import Stack
 from localplug.tiles import TILE, is_tiled, tiled_forward
@@ -49,6 +50,9 @@ class Perturbation:
 
     Sharded parameters (DTensor) are gathered by fully_shard from storage of its own, so that each worker's shard is
     written, and put back from a copy of it.
+
+    Layers before the first one that an estimate perturbs are computed by its first evaluation alone, where that changes
+    nothing, at the memory of their input and output (localplug.prefix); not by "stacked".
 
     Args:
         run: whose model is evaluated.
@@ -90,6 +94,7 @@ class Perturbation:
         self.read_outside: set[int] = {i for p in top if p is not None and (i := self._index.get(p)) in hooked}
         """Indices of the parameters whose scratch copy lives for a whole evaluation."""
         self._explored = False
+        self._prefix: tuple[Prefix, set[int]] | None = None  # of the estimate in work, and what it may perturb
 
     @property
     def is_whole(self) -> bool:
@@ -103,6 +108,44 @@ class Perturbation:
             probes: (number of the direction, scale) of each.
         """
         return Stack(self._run, self.directions, [(j + self._run.first_direction, scale) for j, scale in probes])
+
+    def reusing(self, estimating: Estimating, num_directions: int) -> Estimating:
+        """The same evaluations; the layers before all that they perturb are computed in the first one alone.
+
+        Args:
+            num_directions: of this worker that they perturb along. One that goes beyond them ends the reuse.
+        """
+        found = self._prefix_of(num_directions)
+        if found is None:
+            return (yield from estimating)
+        prefix = found[0]
+        self._prefix = found
+        try:
+            around = next(estimating)
+            while True:
+                # until all is explored, an evaluation has to read every parameter; see `_Explorer`
+                with prefix.evaluation(may_skip=self.is_whole or self._explored):
+                    leaves = yield around
+                around = estimating.send(leaves)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            self._prefix = None
+            prefix.drop()
+            estimating.close()
+
+    def _prefix_of(self, num_directions: int) -> tuple[Prefix, set[int]] | None:
+        directions, run = self.directions, self._run
+        if self.stack > 1 or run.is_compiled or self._sharded:
+            return None
+        moved: set[int] = set()
+        for direction in range(run.first_direction, run.first_direction + num_directions):
+            some = directions.distribution.reached(run.step, direction)
+            moved.update(directions.indices if some is None else some)
+            if some is None:
+                break
+        prefix = Prefix(run.model, {run.parameters[i][1] for i in moved})
+        return None if prefix.is_empty else (prefix, moved)
 
     @contextlib.contextmanager
     def __call__(self, direction: int, scale: float, also: Sequence[Term] = ()) -> Iterator[None]:
@@ -122,6 +165,8 @@ class Perturbation:
     def _perturbed(self, terms: list[Term]) -> Iterator[None]:
         directions, parameters = self.directions, self._run.parameters
         moved = {i for term in terms for i in directions.reached(term.direction, term.step)}
+        if self._prefix is not None and not moved <= self._prefix[1]:
+            self._prefix[0].drop()
         originals: dict[int, tuple[Tensor, int]] = {}  # parameter -> (its own data, how many open modules swapped it)
         swapping: set[int] = set()  # so that the explorer does not take our own reads for the model's
 

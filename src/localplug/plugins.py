@@ -19,14 +19,23 @@ from localplug import hookspecs
 from localplug.errors import DuplicateName, LocalPlugError, PluginFailed, UnknownName
 
 GROUP = "localplug"
-KINDS = ("methods", "estimators", "perturbations", "update_rules", "target_generators", "local_losses", "commands")
+KINDS = (
+    "methods",
+    "estimators",
+    "perturbations",
+    "update_rules",
+    "objectives",
+    "target_generators",
+    "local_losses",
+    "commands",
+)
 # Names of ours that live in a distribution which may not be installed; the hint is ours, never built from what was typed.
 _DISTRIBUTIONS = {
     "localplug-zo": """
         mezo zo zo-sgd zo-sgd-momentum zo-sgd-sign zo-sgd-conservative zo-adam zo-scalar-adam forward-grad hizoo
-        lozo subzero tezo sparse-mezo random-sparse-zo lezo block-zo fzoo svrg es 1.5-spsa residual-zo cge
+        lozo subzero tezo sparse-mezo random-sparse-zo lezo block-zo addax elastic-zo fzoo svrg es 1.5-spsa residual-zo cge
         two-sided one-sided residual population curvature forward-gradient gaussian rademacher sphere rank-1
-        layers sgd momentum adam scalar sign trainer trainer-streamed
+        layers accuracy f1 sgd momentum adam scalar sign trainer trainer-streamed
     """,
     "localplug-tpsgd": """
         tpsgd projection l1 l2

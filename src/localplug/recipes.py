@@ -95,6 +95,20 @@ def update(name: str | Update, **options: Any) -> Update:
     return _part(name, "update_rules", Update, options)
 
 
+def objective(name: str | Callable[..., Any]) -> Callable[..., Any]:
+    """An objective by name; a callable is passed on.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if callable(name):
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"objective must be a name or a callable, got {name!r}")
+    found: Callable[..., Any] = get(name, "objectives")
+    return found
+
+
 def _part(name: Any, kind: str, what: type[Any], options: dict[str, Any]) -> Any:
     if isinstance(name, what):
         if options:

@@ -7,16 +7,19 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-_State = tuple[Tensor, list[Tensor]]
+RandomState = tuple[Tensor, list[Tensor]]
+"""Of torch's global generators: the CPU's, and those of all CUDA devices."""
 _Place = tuple[nn.Module, str]  # a buffer by where it is: a callback may put another tensor there
 
 
-def _random_state() -> _State:
+def random_state() -> RandomState:
+    """Where torch's global generators are."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     return torch.get_rng_state(), cuda
 
 
-def _restore_random_state(state: _State) -> None:
+def restore_random_state(state: RandomState) -> None:
+    """Put torch's global generators back to where they were."""
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])
@@ -39,7 +42,7 @@ class Replay:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._start: _State | None = None
+        self._start: RandomState | None = None
         self._written: list[_Place] | None = None  # None until the first estimate shows it
         self._before: list[tuple[_Place, Tensor]] = []
         self._advanced: list[tuple[Tensor, Tensor]] | None = None
@@ -57,9 +60,9 @@ class Replay:
     def rewind(self) -> None:
         torch.clear_autocast_cache()  # an enclosing autocast keeps casts of the weights of the evaluation before
         if self._start is None:
-            self._start = _random_state()
+            self._start = random_state()
             return
-        _restore_random_state(self._start)
+        restore_random_state(self._start)
         if self._written is None:
             self._written = [place for place, value in self._before if not _holds(place, value)]
             self._before = []
@@ -88,9 +91,9 @@ class Replay:
 
         @contextlib.contextmanager
         def repeat() -> Iterator[None]:
-            now, buffers = _random_state(), [(b, b.clone()) for b in self._model.buffers()]
+            now, buffers = random_state(), [(b, b.clone()) for b in self._model.buffers()]
             if start is not None:
-                _restore_random_state(start)
+                restore_random_state(start)
             try:
                 with torch.no_grad(), casting:
                     yield
@@ -98,6 +101,6 @@ class Replay:
                 with torch.no_grad():
                     for buffer, value in buffers:
                         buffer.copy_(value)
-                _restore_random_state(now)
+                restore_random_state(now)
 
         return repeat()

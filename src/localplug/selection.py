@@ -91,7 +91,10 @@ class Selection:
             return ""
         if self._kind == "mask":
             return f"masked elements of {len(self._given_masks)} names"
-        return f"{self._given}" if isinstance(self._given, str) else ", ".join(self._patterns or [])
+        if isinstance(self._given, str):
+            return self._given
+        patterns = self._patterns or []
+        return ", ".join(patterns[:3]) + (f", ... ({len(patterns)} names)" if len(patterns) > 3 else "")
 
     def problems(self, run: Run) -> list[str]:
         """What does not fit this model."""
@@ -150,9 +153,7 @@ class Selection:
         total = 0
         for i in self.indices:
             _, parameter = self._run.parameters[i]
-            share = (
-                1.0 if self._fraction is None or (self._kind == "smallest" and parameter.dim() < 2) else self._fraction
-            )
+            share = 1.0 if self._kind == "smallest" and parameter.dim() < 2 else self._fraction
             total += int(self._masks[i].sum()) if i in self._masks else round(parameter.numel() * share)
         return total
 

@@ -107,6 +107,22 @@ class ZerothOrder(Method):
     def goes_round(self) -> bool:
         return self.stack > 1
 
+    @property
+    def num_slopes(self) -> int:
+        return self.estimator.num_directions
+
+    @property
+    def is_scale_free(self) -> bool:
+        return self.estimator.is_scale_free
+
+    @property
+    def cost(self) -> str:
+        return self.estimator.cost or super().cost
+
+    @property
+    def needs_derivative(self) -> bool:
+        return self.estimator.needs_derivative
+
     def describe(self) -> str:
         only = self.selection.describe()
         return (
@@ -129,7 +145,10 @@ class ZerothOrder(Method):
         self.rule.setup(run, self.directions)
 
     def estimate(self, run: Run) -> Estimating:
-        return self.estimator.estimate(run, self._perturbed)
+        estimating = self.estimator.estimate(run, self._perturbed)
+        if self.estimator.num_evaluations < 2:
+            return estimating
+        return self._perturbed.reusing(estimating, self.estimator.num_directions)
 
     def update(self, run: Run, coefficients: Sequence[float], groups: Groups) -> None:
         shaped = self.estimator.coefficients(run, self._by_field(coefficients))

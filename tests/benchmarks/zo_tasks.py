@@ -57,7 +57,7 @@ def _table(path):
 def sst2(data):
     train = [(f"{r['sentence'].strip()} It was", int(r["label"])) for r in _table(data / "sst2/train.tsv")]
     test = [(f"{r['content'].strip()} It was", int(r["label"])) for r in _table(data / "sst2/dev.tsv")]
-    return Task((" terrible", " great"), 64, 800, 3, *_parts(train, 1000, 200), test)
+    return Task((" terrible", " great"), 64, 400, 3, *_parts(train, 1000, 200), test)
 
 
 def rte(data):
@@ -91,7 +91,7 @@ def trec(data):
         found = (re.match(r"(\w+):\S+ (.*)", line) for line in lines)
         return [(f"{m.group(2)} The answer is a", labels[m.group(1)]) for m in found if m]
 
-    return Task(words, 64, 800, 1, *_parts(rows("TREC.train"), 1000, 200), rows("TREC.test"))
+    return Task(words, 64, 400, 1, *_parts(rows("TREC.train"), 1000, 200), rows("TREC.test"))
 
 
 TASKS = {"sst2": sst2, "rte": rte, "boolq": boolq, "trec": trec}
@@ -111,14 +111,12 @@ def _by(name, **options):
 
 
 WAYS = {
-    "backprop, LoRA": Way((3e-4, 1e-3, 3e-3), lora=True),
+    "backprop, LoRA": Way((1e-3, 3e-3), lora=True),
     "backprop, all weights": Way((1e-5, 3e-5)),
     "mezo, all weights": Way((3e-5, 6e-5, 1.2e-4), method=_by("mezo")),
-    "mezo, LoRA": Way((1e-3, 3e-3, 1e-2), lora=True, method=_by("mezo", eps=1e-2)),
-    "mezo, norms and head": Way((1e-3, 3e-3, 1e-2), method=_by("mezo", parameters=["*norm*", "score*"])),
-    "zo-adam, LoRA": Way((1e-3, 3e-3, 1e-2), lora=True, method=_by("zo-adam", eps=1e-2, window=50)),
-    "fzoo, all weights": Way((3e-6, 1e-5, 3e-5), method=_by("fzoo")),
-    "fzoo, LoRA": Way((3e-4, 1e-3, 3e-3), lora=True, method=_by("fzoo", eps=1e-2)),
+    "mezo, LoRA": Way((3e-3, 1e-2, 3e-2), lora=True, method=_by("mezo", eps=1e-2)),
+    "mezo, norms and head": Way((3e-3, 1e-2), method=_by("mezo", parameters=["*norm*", "score*"])),
+    "fzoo, LoRA": Way((3e-4, 1e-3), lora=True, method=_by("fzoo", eps=1e-2)),
 }
 REFERENCE = ("backprop, LoRA", "backprop, all weights")
 ALWAYS = ("mezo, all weights", "mezo, LoRA")
@@ -146,6 +144,7 @@ def train(task, way, rate, seed, budget):
     """(model, tokenizer, losses) after `budget` forward passes."""
     model, tokenizer = model_for(task, way)
     data = prompts(task.train, tokenizer, task)
+    rows = sorted(data.rows, key=lambda row: len(row["input_ids"]))  # rows of one length share a batch: little padding
     collate, order = sentiment.collator(model.config.pad_token_id), random.Random(1000 + seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     if way.method is None:
@@ -159,7 +158,8 @@ def train(task, way, rate, seed, budget):
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / steps)
     model.train()
     for _ in range(steps):
-        batch = collate(order.sample(data.rows, min(BATCH, len(data.rows))))
+        first = order.randrange(max(len(rows) - BATCH, 0) + 1)
+        batch = collate(rows[first : first + BATCH])
         if engine is None:
             loss = model(**batch).loss
             loss.backward()
@@ -168,7 +168,7 @@ def train(task, way, rate, seed, budget):
         else:
             loss = engine.step(lambda batch=batch: model(**batch).loss, optimizer)
         schedule.step()
-        losses.append(round(float(loss), 4))
+        losses.append(round(float(loss.detach()), 4))
     if engine is not None:
         engine.close()
     return model, tokenizer, losses

@@ -249,3 +249,61 @@ def test_the_forward_gradient_is_the_directional_derivative(attention, accuracy)
     assert all(isinstance(p, nn.Parameter) for p in model.parameters()) and not any(
         m._forward_hooks or m._forward_pre_hooks for m in model.modules()
     )
+
+
+def stepped(engine, model, optimizer, losses):
+    """One step each, of a loss that is multiplied by a number."""
+    for factor in losses:
+        engine.evaluate(lambda factor=factor: model() * factor)
+        engine.apply(optimizer)
+
+
+def test_residual_feedback_goes_on_after_a_step_that_was_left_out():
+    model = Quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    residual = Residual(1e-1)
+    engine = Engine(model, localplug.ZerothOrder(residual, SGD()), optimizer)
+    stepped(engine, model, optimizer, [1.0, 1.0])
+    last = residual.state_dict()["last"]
+    stepped(engine, model, optimizer, [math.nan])
+    assert engine.run.num_dropped == 1 and residual.state_dict()["last"] == last
+    before = model.w.detach().clone()
+    stepped(engine, model, optimizer, [1.0])
+    assert engine.run.num_dropped == 1 and model.w.isfinite().all() and not torch.equal(before, model.w)
+
+
+def test_the_anchor_of_svrg_is_the_mean_of_what_was_measured():
+    model = Quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    anchored = SVRG(1e-3, 8, 4)
+    engine = Engine(model, localplug.ZerothOrder(anchored, AnchoredSGD(anchored)), optimizer)
+    stepped(engine, model, optimizer, [1.0, math.nan, 3.0, 2.0])
+    z = engine.method.directions.values(0, 0, step=0).flatten()
+    assert anchored.anchor == pytest.approx(2.0 * float(model.gradient() @ z), rel=1e-3)
+
+
+def test_the_trainer_sees_and_clips_slopes_alone():
+    model = Quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    curvature = Curvature(1e-2, 2, power=0.0)
+    engine = Engine(model, localplug.ZerothOrder(curvature, SGD()), optimizer)
+    engine.evaluate(model)
+    shown = float(model.w.grad.norm())
+    model.w.grad.mul_(0.5)  # as clipping, or unscaling, does
+    engine.apply(optimizer)
+    z = [engine.method.directions.values(0, j, step=0).flatten() for j in range(2)]
+    slopes = [float(model.gradient() @ v) for v in z]
+    assert shown == pytest.approx(math.sqrt(sum(s * s for s in slopes) / 2), rel=1e-3)
+    assert engine.gradient_norm == pytest.approx(shown / 2)
+    assert curvature.curvatures == pytest.approx([0.5 * float(v @ model.a @ v) for v in z], rel=1e-2, abs=2e-2)
+
+
+@pytest.mark.parametrize("name", ["hizoo", "1.5-spsa"])
+def test_clipping_is_refused_where_it_would_scale_the_curvature(name):
+    with pytest.raises(localplug.Unsupported, match="clips the slopes to 1.*set max_grad_norm=0"):
+        Engine(Quadratic(), localplug.method(name), clipping=1.0)
+
+
+def test_what_clipping_changes_is_said():
+    assert localplug.method("fzoo").is_scale_free and localplug.method("es").is_scale_free
+    assert not localplug.method("mezo").is_scale_free and not localplug.method("zo-sgd").is_scale_free

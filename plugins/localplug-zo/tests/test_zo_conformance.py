@@ -55,6 +55,8 @@ RECIPES = {
     "es": lambda: localplug.method("es", num_directions=8, eps=1e-2),
     "1.5-spsa": lambda: localplug.method("1.5-spsa", num_directions=4, eps=1e-2),
     "cge": lambda: localplug.method("cge", num_directions=8),
+    "elastic-zo": lambda: localplug.method("elastic-zo", num_directions=4),
+    "addax, long": lambda: localplug.method("addax", num_directions=4, alpha=0.9, max_tokens=1),
     "rank-1": lambda: localplug.method("mezo", num_directions=4, directions="rank-1"),
     "copy": lambda: localplug.method("mezo", num_directions=4, backend="copy"),
 }

@@ -6,8 +6,9 @@ import localplug
 
 if TYPE_CHECKING:
     from localplug_transformers.callback import LocalPlugCallback
+    from localplug_transformers.generation import ExactMatch, TokenF1
 
-__all__ = ["LocalPlugCallback"]
+__all__ = ["ExactMatch", "LocalPlugCallback", "TokenF1"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,6 +16,10 @@ def __getattr__(name: str) -> Any:
         from localplug_transformers.callback import LocalPlugCallback
 
         return LocalPlugCallback
+    if name in ("ExactMatch", "TokenF1"):
+        from localplug_transformers import generation
+
+        return getattr(generation, name)
     raise AttributeError(f"module 'localplug_transformers' has no attribute {name!r}")
 
 

@@ -22,6 +22,7 @@ from transformers.trainer_callback import ExportableState
 
 from localplug import Engine, Method
 from localplug import method as make_method
+from localplug import objective as make_objective
 from localplug.log import Log
 from localplug.loop import announce, innermost, labels_of_call
 from localplug.trajectory import NAME
@@ -39,6 +40,9 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         seed: of the random directions; by default `args.seed` of the Trainer.
         outputs: names of the output leaves that the loss is built on, such as ("logits",). By default the model's own
             loss, corrected by what the first backward call shows.
+        objective: a score without gradient in the place of the model's own loss: "accuracy", "f1", or a callable of
+            `outputs`, `batch` and `model`, higher is better (localplug.Objective; ExactMatch and TokenF1 in
+            localplug_transformers.generation). The Trainer logs its negative as the loss.
         targets: gets (args, kwargs) of the model's forward call and gives the labels, for layer-local methods; by
             default kwargs["labels"].
         worker_directions: with several processes, "same" evaluates the same directions on each worker's part of the
@@ -71,6 +75,7 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         *,
         seed: int | None = None,
         outputs: Sequence[str] | None = None,
+        objective: str | Callable[..., Any] | None = None,
         targets: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None,
         worker_directions: Literal["same", "different"] = "same",
         max_bad_steps: int = 20,
@@ -84,6 +89,8 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
             raise ValueError('checkpoints="log" are made of the log; set log=True or log="FILE"')
         self._log = log if isinstance(log, bool) else None if log is None else os.fspath(log)
         self._checkpoints = checkpoints
+        self._objective = None if objective is None else make_objective(objective)
+        self._objective_name = objective if isinstance(objective, str) else repr(self._objective)
         self._make = functools.partial(make_method, method, **options)  # not a lambda: callbacks are pickled
         self.method = self._make()
         self.engine: Engine | None = None
@@ -111,6 +118,7 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
             innermost(optimizer),
             seed=seed,
             outputs=self._outputs,
+            objective=self._objective,
             clipping=float(args.max_grad_norm or 0.0),
             accumulation=args.gradient_accumulation_steps,
             worker_directions=self._worker_directions,
@@ -154,6 +162,8 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
     def _clipping_note(self, args: TrainingArguments) -> str:
         if not self.method.num_coefficients or not args.max_grad_norm:
             return ""
+        if self.method.is_scale_free:
+            return f"; max_grad_norm={args.max_grad_norm:g} changes nothing, the estimate is divided by its own size"
         return (
             f"; max_grad_norm={args.max_grad_norm:g} clips the projected gradient, max_grad_norm=0 leaves it as it is"
         )
@@ -193,6 +203,8 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         }
         if self._outputs is not None:  # with restore_callback_states_from_checkpoint these make the callback anew
             options["outputs"] = list(self._outputs)
+        if self._objective is not None:
+            options["objective"] = self._objective_name
         if self._worker_directions != "same":
             options["worker_directions"] = self._worker_directions
         if self._max_bad_steps != 20:

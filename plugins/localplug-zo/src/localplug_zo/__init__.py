@@ -28,6 +28,8 @@ def localplug_methods():
         "random-sparse-zo": "localplug_zo.recipes_by_direction:random_sparse_zo",
         "lezo": "localplug_zo.recipes_by_direction:lezo",
         "block-zo": "localplug_zo.recipes_by_direction:block_zo",
+        "addax": "localplug_zo.hybrid:Addax",
+        "elastic-zo": "localplug_zo.hybrid:Elastic",
         "fzoo": "localplug_zo.recipes_by_estimator:fzoo",
         "svrg": "localplug_zo.recipes_by_estimator:svrg",
         "es": "localplug_zo.recipes_by_estimator:es",
@@ -61,6 +63,11 @@ def localplug_perturbations():
         "tezo": "localplug_zo.low_rank:TeZO",
         "layers": "localplug_zo.sparse:Layers",
     }
+
+
+@localplug.hookimpl
+def localplug_objectives():
+    return {"accuracy": "localplug.objectives:accuracy", "f1": "localplug.objectives:macro_f1"}
 
 
 @localplug.hookimpl

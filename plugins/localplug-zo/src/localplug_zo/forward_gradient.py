@@ -38,6 +38,7 @@ class ForwardGradient(Estimator):
     """
 
     num_fields = 1
+    needs_derivative = True
 
     def __init__(self, num_directions: int = 1, attention: Literal["exact", "kernel"] = "exact") -> None:
         if not (isinstance(num_directions, int) and num_directions >= 1) or attention not in ("exact", "kernel"):

@@ -28,7 +28,7 @@ class DiagonalCurvature(Distribution):
     """
 
     def describe(self) -> str:
-        return "Gaussian over the root of the curvature's diagonal"
+        return "curvature-scaled Gaussian"
 
     def setup(self, run: Run, indices: Sequence[int]) -> None:
         self._run = run

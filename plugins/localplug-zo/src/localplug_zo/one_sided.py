@@ -40,7 +40,7 @@ class OneSided(Probing):
 
     def __init__(self, eps: float = 1e-3, num_directions: int = 1, normalized: bool = False) -> None:
         self.eps, self.num_directions = checked(eps, num_directions, 2 if normalized else 1)
-        self.normalized = normalized
+        self.normalized = self.is_scale_free = normalized
 
     def describe(self) -> str:
         by = ", divided by their standard deviation" if self.normalized else ""
@@ -84,6 +84,7 @@ class Residual(Estimator):
         self.eps, _ = checked(eps, 1)
         self._last: float | None = None
         self._now: list[float] = []
+        self._step = -1
 
     @property
     def num_evaluations(self) -> int:
@@ -100,6 +101,8 @@ class Residual(Estimator):
     def estimate(self, run: Run, perturbed: Perturbation) -> Estimating:
         with perturbed(0, self.eps):
             loss = scalar((yield), "residual feedback")
+        if self._step != run.step:  # also after a step that was left out, whose losses are not to be compared with
+            self._step, self._now = run.step, []
         self._now.append(float(loss))
         last = loss if self._last is None else torch.full_like(loss, self._last)
         return Projection([loss], [[(loss - last) / self.eps]])
@@ -133,6 +136,7 @@ class Population(Probing):
     """
 
     num_fields = 1
+    is_scale_free = True
 
     def __init__(self, eps: float = 1e-3, num_directions: int = 30) -> None:
         self.eps, self.num_directions = checked(eps, num_directions, 2)

@@ -123,19 +123,25 @@ class Coordinates(Distribution):
             self._ends.append(total)
         self._total = total
         self._places = functools.lru_cache(maxsize=4)(self._drawn)
+        self._num = self.num_directions * run.num_workers_apart
         if self.num_directions * run.num_workers_apart > total:
             raise ValueError(
                 f"{self.num_directions * run.num_workers_apart} directions are more than the {total} elements that are trained"
             )
 
-    def _drawn(self, seed: int, step: int) -> Tensor:
+    def _drawn(self, seed: int, step: int) -> list[int]:
         """Different numbers below d, of which the first ones do not depend on how many there are."""
-        generator = torch.Generator().manual_seed(noise.stream(seed, step, 0, "coordinates") >> 1)
-        return torch.randperm(self._total, generator=generator)
+        generator = random.Random(noise.stream(seed, step, 0, "coordinates"))
+        drawn: dict[int, None] = {}
+        if self._total <= 1 << 16:  # perhaps all of them are wanted: in a random order
+            return generator.sample(range(self._total), self._total)
+        while len(drawn) < self._num:
+            drawn[generator.randrange(self._total)] = None
+        return list(drawn)
 
     def place(self, step: int, direction: int) -> tuple[int, int]:
         """(number of the parameter, number of its element)."""
-        number = int(self._places(self._run.seed, step)[direction])
+        number = self._places(self._run.seed, step)[direction]
         which = next(k for k, end in enumerate(self._ends) if number < end)
         return self._indices[which], number - (self._ends[which - 1] if which else 0)
 

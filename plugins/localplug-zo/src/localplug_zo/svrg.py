@@ -64,7 +64,8 @@ class SVRG(Estimator):
         self.period, self.anchor_batches = period, anchor_batches
         self._step = 0
         self.anchor = 0.0
-        """g_a, the sum of it while it is being measured."""
+        """g_a, the mean of what was measured of it so far."""
+        self.num_measured = 0
         self.anchor_step = 0
         """The step whose direction is z_a."""
         self.since: list[Term] = []
@@ -78,6 +79,10 @@ class SVRG(Estimator):
     @property
     def num_evaluations(self) -> int:
         return 2 if self.is_measuring else 4
+
+    @property
+    def cost(self) -> str:
+        return "4 forward passes a batch, 2 at the anchor"
 
     def describe(self) -> str:
         return f"two-sided over an anchor of {self.anchor_batches} batches every {self.period} steps, eps {self.eps:g}"
@@ -101,7 +106,7 @@ class SVRG(Estimator):
     def _begin(self, run: Run) -> None:
         self._step = run.step
         if run.step % self.period == 0 and self.anchor_step != run.step:
-            self.anchor, self.anchor_step, self.since = 0.0, run.step, []
+            self.anchor, self.anchor_step, self.since, self.num_measured = 0.0, run.step, [], 0
 
     def _slopes(self, perturbed: Perturbation, plus: Sequence[Term], minus: Sequence[Term]) -> Any:
         found: list[list[Tensor]] = []
@@ -119,12 +124,18 @@ class SVRG(Estimator):
 
     def state_dict(self) -> dict[str, Any]:
         since = [[float(t.direction), t.factor, float(t.step or 0)] for t in self.since]
-        return {"anchor": self.anchor, "anchor_step": self.anchor_step, "since": since, "step": self._step}
+        return {
+            "anchor": self.anchor,
+            "anchor_step": self.anchor_step,
+            "since": since,
+            "step": self._step,
+            "measured": self.num_measured,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.anchor, self.anchor_step = float(state.get("anchor", 0.0)), int(state.get("anchor_step", 0))
         self.since = [Term(int(j), float(f), int(step)) for j, f, step in state.get("since", [])]
-        self._step = int(state.get("step", 0))
+        self._step, self.num_measured = int(state.get("step", 0)), int(state.get("measured", 0))
 
 
 @final
@@ -160,7 +171,8 @@ class AnchoredSGD(Update):
         state = self.estimator
         state._begin(run)
         if state.is_measuring:
-            state.anchor += coefficients[0] / state.anchor_batches
+            state.num_measured += 1
+            state.anchor += (coefficients[0] - state.anchor) / state.num_measured
             state._step = run.step + 1
             return
         lr = float(groups[run.parameters[directions.indices[0]][1]]["lr"])

@@ -88,6 +88,11 @@ class Curvature(Probing):
         )
 
     def problems(self, run: Run) -> list[str]:
+        if run.clipping:
+            return [
+                f"this trainer clips the slopes to {run.clipping:g}, and the curvature beside them would be scaled with them; "
+                "set max_grad_norm=0 (transformers) or gradient_clip_val=None (lightning)"
+            ]
         return []
 
     def probes(self) -> list[tuple[int, float]]:

@@ -14,7 +14,7 @@ arXiv:2605.03869. sign: Liu, Chen, Chen, Hong: signSGD via Zeroth-Order Oracle, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -282,14 +282,3 @@ def _each(run: Run, directions: Directions, groups: Groups) -> list[tuple[int, f
         lr = float(group["lr"])
         found.append((index, lr, lr * float(group.get("weight_decay", 0.0))))
     return found
-
-
-UPDATES: dict[str, Callable[[], Update]] = {
-    "sgd": SGD,
-    "momentum": Momentum,
-    "adam": Adam,
-    "scalar": Scalar,
-    "sign": Sign,
-    "trainer": Materialized,
-    "trainer-streamed": Streamed,
-}
