@@ -102,10 +102,12 @@ def test_nobody_needs_upwards():
         assert {r.name for r in requirements(path)} & OWN == {"localplug", *plugins}
 
 
-def test_the_extras_bring_the_integrations_and_the_compiled_loops():
+def test_the_extras_bring_the_integrations_the_compiled_loops_and_the_file_format():
     extras = read(ROOT)["project"]["optional-dependencies"]
     names = {extra: {Requirement(line).name for line in lines} for extra, lines in extras.items()}
-    assert names.pop("all") == {path.parent.name for path in INTEGRATIONS} | names.pop("fast") and "numba" not in names
+    optional = names.pop("fast") | names.pop("replay")
+    assert optional == {"numba", "safetensors"}
+    assert names.pop("all") == {path.parent.name for path in INTEGRATIONS} | optional
     assert names == {name: {f"localplug-{name}"} for name in ("transformers", "lightning")}
 
 
