@@ -1,5 +1,6 @@
 """What the call of a layer takes and leaves behind, as far as a later call could tell that it was left out."""
 
+import collections
 import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple, final
@@ -31,8 +32,7 @@ class Attributes:
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self._modules = [module for layer in layers for module in layer.modules()]
         self._held = [_held(module) for module in self._modules]
-        values = (value for _, held, inside in self._held for value in (*held, *inside))
-        if any(isinstance(value, torch.Generator) for value in values):
+        if any(torch.Generator in map(type, (*held, *inside)) for _, held, inside in self._held):
             raise Unfit
         buffers = [b for module in self._modules for b in module._buffers.values() if b is not None]
         if any(b.numel() > self.LARGE for b in buffers):
@@ -54,12 +54,15 @@ class Attributes:
         return all(torch.equal(buffer, before) for buffer, before in self._buffers)
 
 
+_CONTAINERS = {list, set, dict, collections.OrderedDict, collections.defaultdict, collections.deque}
+
+
 def _held(module: nn.Module) -> tuple[list[str], list[Any], list[Any]]:
     """Names and values of a module's attributes, and what the lists, sets and dictionaries among them hold."""
     values = list(module.__dict__.values())
     inside: list[Any] = []
     for value in values:
-        if isinstance(value, list | set | dict) and value:
+        if type(value) in _CONTAINERS and value:
             inside += value
             if isinstance(value, dict):
                 inside += value.values()

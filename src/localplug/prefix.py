@@ -319,7 +319,7 @@ class _Observation(TorchFunctionMode):
         self.has_begun = self._is_over = True
 
     def open(self, segment: _Segment) -> None:
-        if self.opened is not None:  # outputs of the one could go into the other
+        if self.opened is not None and not self.opened.has_failed:  # outputs of the one could go into the other
             self.opened.fail()
             segment.fail()
             raise Unfit
@@ -353,26 +353,29 @@ class _Observation(TorchFunctionMode):
                 self._rest()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = function(*args, **kwargs)
-        if not self._is_over and not _is_inert(function, result):
-            if not self._depth:
-                self.settle()
-            self._look(args)
-            self._look(kwargs.values())
+        result = function(*args, **(kwargs or {}))
+        if self._is_over:
+            return result
+        if self._closed is not None and not self._depth and not _is_inert(function, result):
+            self.settle()
+        self._look(args, function, result)
+        if kwargs:
+            self._look(kwargs.values(), function, result)
         return result
 
-    def _look(self, values: Any) -> None:
+    def _look(self, values: Any, function: Any, result: Any) -> None:
+        current = self.opened.current if self.opened is not None and not self._depth else None
         for value in values:
             if isinstance(value, Tensor):
-                if id(value) in self._moved:
+                if id(value) in self._moved and not _is_inert(function, result):
                     self.begin()
-                elif not self._depth and self.opened is not None and value is self.opened.current:
+                elif value is current and not _is_inert(function, result):
+                    assert self.opened is not None
                     self.opened.fail()
             elif isinstance(value, list | tuple):
-                self._look(value)
+                self._look(value, function, result)
             elif isinstance(value, dict):
-                self._look(value.values())
+                self._look(value.values(), function, result)
 
 
 _ASKS = {
