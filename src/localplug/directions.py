@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from localplug import noise
+from localplug import kernels, noise
 from localplug.contract import Run
 from localplug.distributions import Gaussian
 from localplug.parts import Distribution, Piece, Term
@@ -79,6 +79,10 @@ class Directions:
         if is_sharded(values) or not values.is_contiguous():
             return self.add_(values.clone(memory_format=torch.contiguous_format), index, terms, offset=offset)
         out = torch.empty_like(values)
+        if self._is_whole(values, index, terms):
+            factor = terms[0].factor
+            self.distribution.add_to_(out.view(-1), values.view(-1), self._piece(index, terms[0], offset), factor)
+            return out
         return self._walk(values, out, index, self._adding(index, terms, None, offset), offset, stochastic=False)
 
     def small(self) -> list[int]:
@@ -110,6 +114,9 @@ class Directions:
     def update_(self, target: Tensor, index: int, terms: Sequence[Term], *, decay: float) -> Tensor:
         """target <- (1 - decay) target + the same sum. Half precision is rounded stochastically: a step below the rounding
         unit is not lost, but taken with the probability that keeps the mean."""
+        if not decay and self._is_whole(target, index, terms):
+            self.distribution.add_(target.view(-1), self._piece(index, terms[0], 0), terms[0].factor)
+            return target
         add = self._adding(index, terms, None, 0)
 
         def rule(value: Tensor, offset: int) -> Tensor:
@@ -150,6 +157,17 @@ class Directions:
         for term in terms:
             self.distribution.add_(total, self._piece(index, term, offset), term.factor)
         return total
+
+    def _is_whole(self, values: Tensor, index: int, terms: Sequence[Term]) -> bool:
+        """Whether one call can do all of a parameter: chunks would only cost calls, as nothing is read twice."""
+        return (
+            len(terms) == 1
+            and self.distribution.streams
+            and not is_sharded(values)
+            and kernels.usable(values)
+            and not self.selection.has_masks
+            and index not in self._small
+        )
 
     def _piece(self, index: int, term: Term, offset: int) -> Piece:
         return Piece(index, offset, self._run.step if term.step is None else term.step, term.direction)

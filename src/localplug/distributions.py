@@ -17,6 +17,8 @@ class Gaussian(Distribution):
     Reference: Nesterov, Spokoiny: Random Gradient-Free Minimization of Convex Functions, 2017.
     """
 
+    streams = True
+
     def describe(self) -> str:
         return "Gaussian"
 
@@ -25,6 +27,9 @@ class Gaussian(Distribution):
 
     def add_(self, target: Tensor, piece: Piece, factor: float) -> None:
         noise.add_normal_(target, _key(self._run, piece), piece.offset, factor)
+
+    def add_to_(self, target: Tensor, source: Tensor, piece: Piece, factor: float) -> None:
+        noise.add_normal_(target, _key(self._run, piece), piece.offset, factor, source)
 
     def kappa(self, num_elements: int) -> float:
         return num_elements + 2
@@ -37,6 +42,8 @@ class Rademacher(Distribution):
     Reference: Spall: Multivariate Stochastic Approximation Using a Simultaneous Perturbation Gradient Approximation, 1992.
     """
 
+    streams = True
+
     def describe(self) -> str:
         return "Rademacher"
 
@@ -45,6 +52,9 @@ class Rademacher(Distribution):
 
     def add_(self, target: Tensor, piece: Piece, factor: float) -> None:
         noise.add_signs_(target, _key(self._run, piece), piece.offset, factor)
+
+    def add_to_(self, target: Tensor, source: Tensor, piece: Piece, factor: float) -> None:
+        noise.add_signs_(target, _key(self._run, piece), piece.offset, factor, source)
 
     def kappa(self, num_elements: int) -> float:
         return num_elements

@@ -20,6 +20,7 @@ except ImportError:
     AVAILABLE = False
 
 SPLIT = 1 << 16  # elements that are worth a thread
+BLOCK = 1 << 13  # elements that stay in the first cache between a copy and an addition
 
 
 def usable(tensor: Tensor) -> bool:
@@ -27,18 +28,38 @@ def usable(tensor: Tensor) -> bool:
     return AVAILABLE and tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
-def add_normal_(target: Tensor, key: int, offset: int, table: Tensor) -> None:
-    """target += table[16 bits], element by element, of the stream `key` from element `offset`."""
-    place = target.numpy().reshape(-1)
-    values = table.numpy()
-    _spread(place, lambda part, start: _compiled().normal(part, values, _unsigned(key), _unsigned(offset + start)))
+def add_normal_(target: Tensor, key: int, offset: int, table: Tensor, source: Tensor | None = None) -> None:
+    """target <- source + table[16 bits], element by element, of the stream `key` from element `offset`.
+
+    Args:
+        source: by default target itself.
+    """
+    place, values = target.numpy().reshape(-1), table.numpy()
+    given = None if source is None else source.numpy().reshape(-1)
+
+    def work(start: int, end: int) -> None:
+        where = _unsigned(key), _unsigned(offset + start)
+        if given is None:
+            _compiled().normal(place[start:end], values, *where)
+        else:
+            _compiled().normal_to(place[start:end], given[start:end], values, *where)
+
+    _spread(place.size, work)
 
 
-def add_signs_(target: Tensor, key: int, offset: int, factor: float) -> None:
-    """target += +factor or -factor, by one bit each, of the stream `key` from element `offset`."""
-    place = target.numpy().reshape(-1)
-    value = torch.tensor(factor).numpy()[()]
-    _spread(place, lambda part, start: _compiled().signs(part, value, _unsigned(key), _unsigned(offset + start)))
+def add_signs_(target: Tensor, key: int, offset: int, factor: float, source: Tensor | None = None) -> None:
+    """target <- source + factor or source - factor, by one bit each, of the stream `key` from element `offset`."""
+    place, value = target.numpy().reshape(-1), torch.tensor(factor).numpy()[()]
+    given = None if source is None else source.numpy().reshape(-1)
+
+    def work(start: int, end: int) -> None:
+        where = _unsigned(key), _unsigned(offset + start)
+        if given is None:
+            _compiled().signs(place[start:end], value, *where)
+        else:
+            _compiled().signs_to(place[start:end], given[start:end], value, *where)
+
+    _spread(place.size, work)
 
 
 def add_outer_(target: Tensor, a: Tensor, b: Tensor, factor: float, offset: int) -> None:
@@ -49,7 +70,7 @@ def add_outer_(target: Tensor, a: Tensor, b: Tensor, factor: float, offset: int)
     """
     place = target.numpy().reshape(-1)
     rows, columns = (a * factor).numpy(), b.numpy()
-    _spread(place, lambda part, start: _compiled().outer(part, rows, columns, offset + start))
+    _spread(place.size, lambda start, end: _compiled().outer(place[start:end], rows, columns, offset + start))
 
 
 def round_bfloat16_(target: Tensor, value: Tensor, key: int, offset: int) -> None:
@@ -62,22 +83,24 @@ def round_bfloat16_(target: Tensor, value: Tensor, key: int, offset: int) -> Non
 
     place = target.view(torch.int16).numpy().reshape(-1).view(numpy.uint16)
     bits = value.numpy().reshape(-1).view(numpy.uint32)
-    _spread(
-        place,
-        lambda part, start: _compiled().round(
-            part, bits[start : start + part.size], _unsigned(key), _unsigned(offset + start)
-        ),
-    )
+
+    def work(start: int, end: int) -> None:
+        _compiled().round(place[start:end], bits[start:end], _unsigned(key), _unsigned(offset + start))
+
+    _spread(place.size, work)
 
 
-def _spread(place: Any, work: Callable[[Any, int], None]) -> None:
-    """Share one array out among as many threads as torch uses; the loops hold no interpreter lock."""
-    num = min(torch.get_num_threads(), max(place.size // SPLIT, 1))
+def _spread(size: int, work: Callable[[int, int], None]) -> None:
+    """work(start, end) over an array, shared among as many threads as torch uses; the loops hold no interpreter lock."""
+    num = min(torch.get_num_threads(), max(size // SPLIT, 1))
     if num == 1:
-        work(place, 0)
+        work(0, size)
         return
-    size = -(-place.size // (num * 64)) * 64
-    list(_pool(num).map(lambda start: work(place[start : start + size], start), range(0, place.size, size)))
+    each = -(-size // (num * 64)) * 64
+    others = [_pool(num - 1).submit(work, start, min(start + each, size)) for start in range(each, size, each)]
+    work(0, each)  # this thread takes its part: waking one costs as much as some ten thousand elements
+    for other in others:
+        other.result()
 
 
 @functools.lru_cache(maxsize=1)
@@ -146,6 +169,22 @@ class _Compiled:
                     out[i + uint64(b)] += factor * (float32(1) - float32(2) * float32((x >> uint64(b)) & one))
                 i += num
 
+        # From another array: block by block, copied into the cache and then added to. A loop over two arrays that might be one
+        # is not vectorised.
+        @jit
+        def normal_to(out: Any, given: Any, table: Any, key: Any, offset: Any) -> None:
+            for start in range(0, out.size, BLOCK):
+                part = out[start : start + BLOCK]
+                part[:] = given[start : start + BLOCK]
+                normal(part, table, key, offset + uint64(start))
+
+        @jit
+        def signs_to(out: Any, given: Any, factor: Any, key: Any, offset: Any) -> None:
+            for start in range(0, out.size, BLOCK):
+                part = out[start : start + BLOCK]
+                part[:] = given[start : start + BLOCK]
+                signs(part, factor, key, offset + uint64(start))
+
         @jit
         def outer(out: Any, rows: Any, columns: Any, offset: Any) -> None:
             width = columns.size
@@ -177,6 +216,7 @@ class _Compiled:
                     out[i] = uint16(away if die < lower else upper)
 
         self.normal, self.signs, self.outer, self.round = normal, signs, outer, round_
+        self.normal_to, self.signs_to = normal_to, signs_to
 
 
 @functools.lru_cache(maxsize=1)

@@ -133,19 +133,22 @@ def normal(key: int, offset: int, num: int, device: torch.device, table: Tensor 
 
 
 @torch.no_grad()
-def add_normal_(target: Tensor, key: int, offset: int, factor: float) -> None:
-    """target += factor * z, z being elements offset ... offset + target.numel() - 1 of a standard normal stream.
+def add_normal_(target: Tensor, key: int, offset: int, factor: float, source: Tensor | None = None) -> None:
+    """target <- source + factor * z, z being elements offset ... offset + target.numel() - 1 of a standard normal stream.
 
     The product is rounded before it is added, not fused: the same bits on every device and for any chunking.
 
     Args:
         target: contiguous, float32 or float64.
+        source: shaped and typed like target, contiguous; by default target itself.
     """
     table = normal_table(target.device, factor)
     if kernels.usable(target):
-        kernels.add_normal_(target, key, offset, table)
+        kernels.add_normal_(target, key, offset, table, source)
     else:
-        target.view(-1).add_(normal(key, offset, target.numel(), target.device, table))
+        (target if source is None else target.copy_(source)).view(-1).add_(
+            normal(key, offset, target.numel(), target.device, table)
+        )
 
 
 @torch.no_grad()
@@ -162,16 +165,14 @@ def signs(key: int, offset: int, num: int, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def add_signs_(target: Tensor, key: int, offset: int, factor: float) -> None:
-    """target += factor * s, of the stream of `signs`.
-
-    Args:
-        target: contiguous, float32 or float64.
-    """
+def add_signs_(target: Tensor, key: int, offset: int, factor: float, source: Tensor | None = None) -> None:
+    """target <- source + factor * s, of the stream of `signs`. Arguments: see `add_normal_`."""
     if kernels.usable(target):
-        kernels.add_signs_(target, key, offset, factor)
+        kernels.add_signs_(target, key, offset, factor, source)
     else:
-        target.view(-1).add_(signs(key, offset, target.numel(), target.device) * factor)
+        (target if source is None else target.copy_(source)).view(-1).add_(
+            signs(key, offset, target.numel(), target.device) * factor
+        )
 
 
 @functools.lru_cache(maxsize=8)  # the same factor serves every parameter, tile and looked-up row of an evaluation

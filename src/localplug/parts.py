@@ -66,6 +66,13 @@ class Distribution(abc.ABC):
                 float64), on any device.
         """
 
+    streams: bool = False
+    """Whether `add_` needs no memory of its own where localplug.kernels are usable: whole parameters are handed to it then."""
+
+    def add_to_(self, target: Tensor, source: Tensor, piece: Piece, factor: float) -> None:
+        """target <- source + factor * z; the same bits as of `add_` on a copy."""
+        self.add_(target.copy_(source), piece, factor)
+
     @abc.abstractmethod
     def kappa(self, num_elements: int) -> float:
         """kappa in E ||<g, z> z||^2 = kappa ||g||^2 for any fixed g: d + 2 of a Gaussian, d of random signs.

@@ -20,6 +20,7 @@ from localplug.parts import Term
 from localplug.prefix import Prefix
 from localplug.shards import is_sharded, let_go, local_part
 from localplug.stacked import Stack
+from localplug.substitution import Reads
 from localplug.tiles import TILE, is_tiled, tiled_forward
 
 BACKENDS = ("auto", "scratch", "copy", "low-rank", "stacked")
@@ -94,6 +95,7 @@ class Perturbation:
         self.read_outside: set[int] = {i for p in top if p is not None and (i := self._index.get(p)) in hooked}
         """Indices of the parameters whose scratch copy lives for a whole evaluation."""
         self._explored = False
+        self._reads = Reads()  # of stacked evaluations
         self._prefix: tuple[Prefix, set[int]] | None = None  # of the estimate in work, and what it may perturb
 
     @property
@@ -101,13 +103,24 @@ class Perturbation:
         """Whether all parameters have their scratch copy for the whole evaluation."""
         return self._run.is_compiled or self._backend == "copy"
 
+    @property
+    def chosen(self) -> str:
+        """The back-end in force."""
+        if self.is_whole:
+            return "copy"
+        if self._backend in ("scratch", "stacked"):
+            return self._backend
+        is_low = any(self.directions.factors(i, 0) is not None for i in self.directions.reached(0))
+        return "low-rank" if is_low else "scratch"
+
     def together(self, probes: Sequence[tuple[int, float]]) -> Stack:
         """Evaluations in one forward pass, along this worker's directions.
 
         Args:
             probes: (number of the direction, scale) of each.
         """
-        return Stack(self._run, self.directions, [(j + self._run.first_direction, scale) for j, scale in probes])
+        numbered = [(j + self._run.first_direction, scale) for j, scale in probes]
+        return Stack(self._run, self.directions, numbered, self._reads)
 
     def reusing(self, estimating: Estimating, num_directions: int) -> Estimating:
         """The same evaluations; the layers before all that they perturb are computed in the first one alone.

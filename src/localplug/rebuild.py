@@ -307,5 +307,7 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise ImportError("replaying onto .safetensors files needs safetensors: pip install localplug[replay]") from error
+        raise ImportError(
+            "replaying onto .safetensors files needs safetensors: pip install localplug[replay]"
+        ) from error
     return safetensors.torch

@@ -18,7 +18,7 @@ from localplug import low_rank
 from localplug.contract import Run
 from localplug.directions import Directions
 from localplug.shards import is_sharded
-from localplug.substitution import substituted
+from localplug.substitution import Reads, substituted
 
 
 @final
@@ -29,9 +29,13 @@ class Stack:
         run: whose model is evaluated.
         directions: what it is perturbed along.
         probes: (j_k, s_k): number of the direction over all workers, and scale.
+        reads: of the model's evaluations before this one.
     """
 
-    def __init__(self, run: Run, directions: Directions, probes: Sequence[tuple[int, float]]) -> None:
+    def __init__(
+        self, run: Run, directions: Directions, probes: Sequence[tuple[int, float]], reads: Reads | None = None
+    ) -> None:
+        self._reads = reads
         self._run, self._directions, self._probes = run, directions, list(probes)
         self._stacked: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -118,7 +122,7 @@ class Stack:
         ]
         try:
             instead = {p: dense(p, *places[i]) for p, i in index.items()}
-            with substituted(self._run.model, instead, [module for module, *_ in able]) as untouched:
+            with substituted(self._run.model, instead, [module for module, *_ in able], self._reads) as untouched:
                 for module, weight, place in able:
                     forward = low_rank.low_rank_forward(module, [(made[place], made[place + 1], scale)])
                     module.forward = untouched(forward, weight)

@@ -2,16 +2,29 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
+
+
+@final
+class Reads:
+    """What one evaluation of a model showed of its reads, for the next ones."""
+
+    def __init__(self) -> None:
+        self.is_known = False
+        self.outside: set[nn.Parameter] = set()
+        """Parameters that are read outside their module's own call."""
 
 
 @contextlib.contextmanager
 def substituted(
-    model: nn.Module, make: Mapping[nn.Parameter, Callable[[], Tensor]], spared: Collection[nn.Module] = ()
+    model: nn.Module,
+    make: Mapping[nn.Parameter, Callable[[], Tensor]],
+    spared: Collection[nn.Module] = (),
+    reads: Reads | None = None,
 ) -> Iterator[Callable[[Callable[[Any], Tensor], nn.Parameter], Callable[[Any], Tensor]]]:
     """While this is open, every forward call in the model reads make[p]() where it would read p.
 
@@ -21,10 +34,13 @@ def substituted(
     Args:
         make: for each parameter to be replaced, what makes its substitute.
         spared: modules whose `weight` is not replaced while they are called.
+        reads: filled by the first evaluation; those after it look for no other reads from outside, which takes time in every
+            operation. By default each evaluation looks.
 
     Yields: wraps a forward of a spared module, so that its own read of the weight is none from outside.
     """
     quiet: set[nn.Parameter] = set()
+    seen = Reads() if reads is None else reads
     aside = set(spared)
 
     def untouched(forward: Callable[[Any], Tensor], weight: nn.Parameter) -> Callable[[Any], Tensor]:
@@ -63,6 +79,7 @@ def substituted(
             owner._parameters[name] = parameter
 
     def read_outside(parameter: nn.Parameter) -> Tensor:
+        seen.outside.add(parameter)
         kept[parameter] = made(parameter)
         return kept[parameter]
 
@@ -75,8 +92,10 @@ def substituted(
                 continue
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after, always_call=True))
-        with _Outside(make, quiet, read_outside):
+        idle = seen.is_known and seen.outside.isdisjoint(make)
+        with contextlib.nullcontext() if idle else _Outside(make, quiet, read_outside):
             yield untouched
+        seen.is_known = True
     finally:
         for handle in handles:
             handle.remove()
@@ -95,7 +114,7 @@ class _Outside(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(self._is_meant(x) for x in tree_leaves((args, kwargs))):
+        if any(self._is_meant(x) for x in _given(args, kwargs)):
             args, kwargs = tree_map(self._instead, (args, kwargs))
         return function(*args, **kwargs)
 
@@ -104,3 +123,12 @@ class _Outside(TorchFunctionMode):
 
     def _is_meant(self, x: Any) -> bool:
         return isinstance(x, nn.Parameter) and x in self._make and x not in self._quiet
+
+
+def _given(args: Any, kwargs: dict[str, Any]) -> Iterator[Any]:
+    """The arguments of one of torch's functions, and what their lists and tuples hold."""
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, list | tuple):
+            yield from x
+        else:
+            yield x

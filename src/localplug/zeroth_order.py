@@ -87,6 +87,7 @@ class ZerothOrder(Method):
             )
         self.estimator, self.rule, self.distribution = estimator, update, distribution or Gaussian()
         self.selection, self.backend, self.name = Selection(parameters), backend, name
+        self._perturbed: Perturbation | None = None
         self.variance = float("nan")
         """Estimate of tr Cov[g_hat], the expected squared length of the error of the last step's estimate."""
 
@@ -128,8 +129,12 @@ class ZerothOrder(Method):
         return (
             f"{self.name}, {self.estimator.describe()}, {self.distribution.describe()} directions, updates by "
             f"{self.rule.describe()}{f', trains {only}' if only else ''}"
-            f"{'' if self.backend == 'auto' else f', back-end {self.backend}'}"
+            f"{'' if self.estimator.needs_derivative else f', back-end {self._chosen()}'}"
         )
+
+    def _chosen(self) -> str:
+        """The back-end that is asked for, and in force once the training has begun."""
+        return self.backend if self._perturbed is None or self.stack > 1 else self._perturbed.chosen
 
     def problems(self, run: Run) -> list[str]:
         found = self.selection.problems(run) + self.estimator.problems(run) + self.rule.problems(run)
@@ -145,6 +150,7 @@ class ZerothOrder(Method):
         self.rule.setup(run, self.directions)
 
     def estimate(self, run: Run) -> Estimating:
+        assert self._perturbed is not None
         estimating = self.estimator.estimate(run, self._perturbed)
         if self.estimator.num_evaluations < 2:
             return estimating

@@ -1,6 +1,6 @@
 """What a zeroth-order step costs: time against two forward passes and against the released MeZO's step, memory, the log.
 
-    python tests/benchmarks/zo_figures.py [--model smollm2|llama] [--rounds 9] [--tokens 512] [--memory]
+    python tests/benchmarks/zo_figures.py [--model smollm2|llama] [--rounds 9] [--tokens 512] [--memory] [--replay]
 
 Everything is a ratio of medians from one process, its ways taken in turn step by step. SmolLM2-135M, and a Llama of random
 weights with 440 million of them, both float32. "released" is strict="mezo", which repeats the released code bit for bit:
@@ -109,6 +109,41 @@ def memory(batch, tokens):
     }
 
 
+def replay(model, num_steps=20):
+    """{directions: time of ten replayed steps over that of one forward pass}, beyond what opening a log takes."""
+    found = {}
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    x = torch.randint(5, 30000, BATCHES[16], generator=torch.Generator().manual_seed(0))
+    for name in ("gaussian", "rademacher", "rank-1"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "a.lplog")
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+            with localplug.attach(model, "mezo", optimizer, log=path, **WAYS[name]):
+                for _ in range(num_steps):
+                    model(input_ids=x, labels=x).loss.backward()
+                    optimizer.step()
+            trained = {n: p.detach().clone() for n, p in model.named_parameters()}
+            seconds = {}
+            for until in (num_steps // 2, num_steps, num_steps // 2, num_steps):
+                model.load_state_dict(start, strict=False)
+                begin = time.perf_counter()
+                localplug.replay_log(model, path, until=until)
+                seconds[until] = time.perf_counter() - begin
+            assert all(torch.equal(p, trained[n]) for n, p in model.named_parameters())
+            model.load_state_dict(start, strict=False)
+        found[name] = {}
+        for tokens in (512, 2048):
+            batch = torch.randint(5, 30000, BATCHES[tokens], generator=torch.Generator().manual_seed(0))
+            begin = time.perf_counter()
+            with torch.no_grad():
+                for _ in range(2):
+                    model(input_ids=batch, labels=batch)
+            forward = (time.perf_counter() - begin) / 2
+            ten = (seconds[num_steps] - seconds[num_steps // 2]) * 10 / (num_steps - num_steps // 2)
+            found[name][f"{tokens} tokens"] = round(ten / forward, 3)
+    return found
+
+
 def log_size(num_steps=50):
     """Bytes of the log for each step and direction, without its header, of a learning rate that falls in every step."""
     model = torch.nn.Linear(8, 2)
@@ -136,10 +171,11 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, choices=BATCHES, action="append")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--memory", action="store_true", help="measure memory and the log alone")
+    parser.add_argument("--replay", action="store_true", help="measure the replay alone")
     options = parser.parse_args()
     path = RESULTS / "zo_figures.json"
     result = json.loads(path.read_text())["result"] if path.exists() else {}
-    for name in () if options.memory else options.model or MODELS:
+    for name in () if options.memory or options.replay else options.model or MODELS:
         model = MODELS[name]().train()
         result.setdefault(name, {})["weights"] = sum(p.numel() for p in model.parameters())
         for tokens in options.tokens or BATCHES:
@@ -147,6 +183,9 @@ if __name__ == "__main__":
             save("zo_figures", result)
         del model
         gc.collect()
-    if options.memory or not (options.model or options.tokens):
+    if options.replay or not (options.model or options.tokens or options.memory):
+        result["ten replayed steps vs one forward pass"] = replay(smollm2().train())
+        save("zo_figures", result)
+    if options.memory or not (options.model or options.tokens or options.replay):
         result["memory"], result["log, bytes a step and direction"] = memory(16, 64), log_size()
         save("zo_figures", result)

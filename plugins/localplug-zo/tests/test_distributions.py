@@ -78,6 +78,25 @@ def test_any_cutting_gives_the_same_elements(name):
             assert torch.equal(got, whole)
 
 
+@pytest.mark.parametrize("name", [*DISTRIBUTIONS, "layers"])
+def test_a_whole_parameter_at_once_gives_the_bits_of_its_chunks(name, monkeypatch):
+    """Compiled loops take a parameter as a whole: for an evaluation into a new tensor, for an update in place."""
+    made = DISTRIBUTIONS.get(name, lambda: Layers(0.5, "cyclic", False))
+    layered = nn.ModuleList(nn.Linear(300, 301, bias=False) for _ in range(2))
+    run = Run(layered, list(layered.named_parameters()), seed=7)
+    directions = Directions(run, made())
+    for index, (_, parameter) in enumerate(run.parameters):
+        before = parameter.detach().clone()
+        at_once = directions.added(parameter.data, index, [Term(0, 0.25)])
+        assert torch.equal(parameter, before) and at_once.data_ptr() != parameter.data_ptr()
+        by_chunks = directions.add_(before.clone(), index, [Term(0, 0.25)])
+        assert torch.equal(at_once, by_chunks)
+        assert torch.equal(directions.update_(before.clone(), index, [Term(0, 0.25)], decay=0.0), by_chunks)
+        part = directions.added(parameter.data[7:200], index, [Term(0, 0.25)], offset=7 * 300)
+        assert torch.equal(part, by_chunks[7:200])
+    assert not torch.equal(directions.values(0, 0), directions.values(1, 0))
+
+
 def test_a_rank_that_is_left_to_the_matrix_product_is_the_same_up_to_rounding():
     model = nn.Linear(37, 53)
     directions = Directions(Run(model, list(model.named_parameters()), seed=1), SubZero(8))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from localplug import Distribution, Piece, Run, add_low_rank_, noise
+from localplug.low_rank import EXACT
 
 KEPT = 1 << 23  # elements of factors that are kept: 32 MB
 
@@ -39,6 +40,7 @@ class _LowRank(Distribution):
         if wrong:
             raise ValueError("; ".join(wrong))
         self.rank, self.refresh = rank, refresh
+        self.streams = rank <= EXACT
 
     def setup(self, run: Run, indices: Sequence[int]) -> None:
         self._run = run

@@ -52,6 +52,7 @@ class Layers(Distribution):
             )
         self.keep, self.order, self.with_rest = keep, order, with_rest
         self.inner = distribution or Gaussian()
+        self.streams = self.inner.streams
 
     def describe(self) -> str:
         what = f"{self.keep:.0%} of the layers" if self.keep < 1 else f"{int(self.keep)} layer(s)"
@@ -89,6 +90,12 @@ class Layers(Distribution):
         if piece.index in self.reached(piece.step, piece.direction):
             self.inner.add_(target, piece, factor)
 
+    def add_to_(self, target: Tensor, source: Tensor, piece: Piece, factor: float) -> None:
+        if piece.index in self.reached(piece.step, piece.direction):
+            self.inner.add_to_(target, source, piece, factor)
+        else:
+            target.copy_(source)
+
     def factors(self, index: int, step: int, direction: int) -> tuple[Tensor, Tensor] | None:
         if index not in self.reached(step, direction):
             return None
@@ -110,6 +117,8 @@ class Coordinates(Distribution):
 
     def __init__(self, num_directions: int) -> None:
         self.num_directions = num_directions
+
+    streams = True
 
     def describe(self) -> str:
         return "coordinate"
@@ -160,6 +169,8 @@ class Coordinates(Distribution):
 @final
 class Sphere(Distribution):
     """z = sqrt(d) y / ||y||: Gaussian directions of one length."""
+
+    streams = True
 
     def describe(self) -> str:
         return "sphere"
