@@ -21,7 +21,7 @@ demo: venv
 	$(BIN)/localplug demo $(ARGS)
 
 test: venv
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .

@@ -157,3 +157,23 @@ def test_a_model_that_is_converted_after_attaching(dtype):
         optimizer.step()
         assert plug.engine.run.step == 1 and all(p.dtype == dtype for p in model.parameters())
         assert any(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "backend, directions",
+    [("scratch", "gaussian"), ("copy", "gaussian"), ("low-rank", "rank-1"), ("stacked:25", "rank-1")],
+)
+def test_a_thousand_evaluations_at_learning_rate_zero_leave_the_weights_as_they_were(directions, backend, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 8), nn.LayerNorm(8), nn.Linear(8, 3)).to(dtype)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    method = localplug.method("mezo", num_directions=50, eps=1e-2, directions=directions, backend=backend)
+    engine = localplug.Engine(model, method, optimizer, max_bad_steps=100)
+    x, losses = torch.randint(0, 7, (4,)), set()
+    for _ in range(10):
+        losses.add(float(engine.step(lambda: model(x).float().square().mean(), optimizer)))
+    assert engine.run.num_forwards == (40 if backend == "stacked:25" else 1000) and engine.run.num_dropped == 0
+    assert len(losses) > 1
+    assert all(torch.equal(p, b) and p.dtype == dtype for p, b in zip(model.parameters(), before, strict=True))

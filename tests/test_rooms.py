@@ -34,7 +34,8 @@ MEMBER_MAY_IMPORT = {
 
 # The floors of the host: a file imports only from the floors below its own.
 FLOORS = (
-    ("errors", "footprint", "hookspecs", "interrupts", "kernels", "shards", "substitution"),
+    ("errors", "footprint", "hookspecs", "interrupts", "loops", "shards", "substitution"),
+    ("kernels",),
     ("contract", "low_rank", "noise", "plugins"),
     (
         "alarms",

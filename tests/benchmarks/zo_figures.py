@@ -10,6 +10,7 @@ four sweeps of noise over the weights and two forward passes.
 import argparse
 import gc
 import json
+import os
 import pathlib
 import statistics
 import sys
@@ -33,17 +34,7 @@ WAYS = {
     "released": {"strict": "mezo"},
 }
 BATCHES = {16: (1, 16), 128: (2, 64), 512: (8, 64), 2048: (16, 128)}
-STREAMED = (
-    "mezo",
-    "zo-sgd",
-    "zo-sgd-sign",
-    "zo-sgd-momentum",
-    "zo-adam",
-    "lozo",
-    "fzoo",
-    "1.5-spsa",
-    "zo-sgd-conservative",
-)
+STREAMED = ("mezo", "zo-sgd-sign", "zo-sgd-momentum", "zo-adam", "lozo", "fzoo", "zo-sgd-conservative")
 
 
 def llama():
@@ -98,10 +89,18 @@ def times(model, tokens, rounds):
 
 
 def memory(batch, tokens):
-    """{method: peak resident memory of a step over that of inference on the same batch}."""
+    """{method: peak resident memory of a step over that of inference on the same batch}, and of mezo without numba."""
     path = str(offline_models.smollm2())
     inference = peak_memory.measured("inference", path, batch, tokens)
     found = {how: peak_memory.measured(how, path, batch, tokens) for how in STREAMED}
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, "sitecustomize.py").write_text("import sys\nsys.modules['numba'] = None\n")
+        before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), folder
+        for how in ("mezo", "lozo"):
+            found[f"{how}, without numba"] = peak_memory.measured(how, path, batch, tokens)
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
     return {
         "batch": [batch, tokens],
         "peak_vs_inference": {how: round(m["peak"] / inference["peak"], 4) for how, m in found.items()},
