@@ -47,7 +47,7 @@ def test_plugins_lists_each_with_its_distribution_and_what_it_gives(capsys):
         ["zo", "localplug-zo", localplug.__version__, zo],
     ]  # fmt: skip
     kinds = dict(part.split(": ") for part in zo.split("; "))
-    assert list(kinds) == ["methods", "estimators", "perturbations", "update rules"]
+    assert list(kinds) == ["methods", "estimators", "perturbations", "update rules", "objectives"]
     assert {"mezo", "lozo"} < set(kinds["methods"].split(", ")) and "zo-sgd-sign" in kinds["update rules"].split(", ")
 
 
@@ -64,7 +64,7 @@ def test_plugins_as_json_has_one_schema_for_every_plugin(capsys, monkeypatch, br
         "broken": "failed", "tpsgd": "blocked", "transformers": "ok", "zo": "ok",
     }  # fmt: skip
     gives = rows["zo"]["gives"]
-    assert list(gives) == ["methods", "estimators", "perturbations", "update_rules"]
+    assert list(gives) == ["methods", "estimators", "perturbations", "update_rules", "objectives"]
     assert "mezo" in gives["methods"] and gives["perturbations"] == sorted(gives["perturbations"])
 
 

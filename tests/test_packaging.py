@@ -106,7 +106,7 @@ def test_the_extras_bring_the_integrations_the_compiled_loops_and_the_file_forma
     extras = read(ROOT)["project"]["optional-dependencies"]
     names = {extra: {Requirement(line).name for line in lines} for extra, lines in extras.items()}
     optional = names.pop("fast") | names.pop("replay")
-    assert optional == {"numba", "safetensors"}
+    assert optional == {"numba", "numpy", "safetensors"}
     assert names.pop("all") == {path.parent.name for path in INTEGRATIONS} | optional
     assert names == {name: {f"localplug-{name}"} for name in ("transformers", "lightning")}
 
