@@ -10,7 +10,6 @@ four sweeps of noise over the weights and two forward passes.
 import argparse
 import gc
 import json
-import os
 import pathlib
 import statistics
 import sys
@@ -89,22 +88,17 @@ def times(model, tokens, rounds):
 
 
 def memory(batch, tokens):
-    """{method: peak resident memory of a step over that of inference on the same batch}, and of mezo without numba."""
+    """{method: peak resident memory of a step over that of inference}; numba in both processes, or in the step's alone."""
     path = str(offline_models.smollm2())
     inference = peak_memory.measured("inference", path, batch, tokens)
+    without = peak_memory.measured("inference", path, batch, tokens, cold=True)
+    cold = {how: peak_memory.measured(how, path, batch, tokens, cold=True) for how in STREAMED}
     found = {how: peak_memory.measured(how, path, batch, tokens) for how in STREAMED}
-    with tempfile.TemporaryDirectory() as folder:
-        pathlib.Path(folder, "sitecustomize.py").write_text("import sys\nsys.modules['numba'] = None\n")
-        before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), folder
-        for how in ("mezo", "lozo"):
-            found[f"{how}, without numba"] = peak_memory.measured(how, path, batch, tokens)
-        del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
     return {
         "batch": [batch, tokens],
         "peak_vs_inference": {how: round(m["peak"] / inference["peak"], 4) for how, m in found.items()},
-        "bytes": {"inference": inference, **found},
+        "with_numba_vs_inference_without": {how: round(m["peak"] / without["peak"], 4) for how, m in cold.items()},
+        "bytes": {"inference": inference, "inference without numba": without, **found},
     }
 
 
