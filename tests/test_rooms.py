@@ -34,7 +34,7 @@ MEMBER_MAY_IMPORT = {
 
 # The floors of the host: a file imports only from the floors below its own.
 FLOORS = (
-    ("errors", "footprint", "hookspecs", "interrupts", "loops", "shards", "substitution"),
+    ("encoding", "errors", "footprint", "hookspecs", "interrupts", "loops", "shards", "substitution"),
     ("kernels",),
     ("contract", "low_rank", "noise", "plugins"),
     (

@@ -1,8 +1,6 @@
 """Writing a run down while it trains, in the format of localplug.trajectory."""
 
-import base64
 import importlib.metadata
-import io
 import json
 import logging
 import os
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from localplug.contract import Method, Run
+from localplug.encoding import to_text
 from localplug.errors import Unsupported
 from localplug.trajectory import CODES, REWIND, Header, LoggedParameter, Rates, checksum, crc_after, packed, read_log
 
@@ -192,7 +191,7 @@ class Log:
             description=method.describe(),
             seed=run.seed,
             step=run.step,
-            state="" if coefficients is None or is_fresh else _to_text(method.state_dict()),
+            state="" if coefficients is None or is_fresh else to_text(method.state_dict()),
             precision="float64" if coefficients is not None and coefficients.dtype == torch.float64 else "float32",
             num_coefficients=0 if coefficients is None else len(coefficients),
             num_groups=num_groups,
@@ -235,14 +234,6 @@ def _unlike(old: Header, new: Header, path: pathlib.Path, *, knows_all: bool) ->
     if not differences:
         return []
     return [f"{path} is of another run: {'; '.join(differences)}. Remove it or give another path"]
-
-
-def _to_text(state: dict[str, Any]) -> str:
-    if not state:
-        return ""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _is_plain(value: object) -> bool:

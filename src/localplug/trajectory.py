@@ -16,11 +16,9 @@ none can be lost, doubled or moved unnoticed. A run that goes on from an earlier
 the file and is dropped in reading.
 """
 
-import base64
 import binascii
 import ctypes
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -28,9 +26,9 @@ import struct
 import zlib
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
+from localplug.encoding import from_text
 from localplug.shards import is_sharded
 
 MAGIC = b"\x89lplog\n\x01"  # the last byte is the version of the format
@@ -84,7 +82,7 @@ class Header:
 
     def method_state(self) -> dict[str, Any]:
         """The method's state at the first step."""
-        return torch.load(io.BytesIO(base64.b64decode(self.state)), weights_only=True) if self.state else {}
+        return from_text(self.state)
 
     def recipe(self) -> str:
         """The method in words."""

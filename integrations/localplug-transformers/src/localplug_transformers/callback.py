@@ -5,9 +5,7 @@ the loss that the Trainer builds on the output stops there when it is back-propa
 on_pre_optimizer_step, with the learning rate and weight decay that the Trainer's own optimizer has at that moment.
 """
 
-import base64
 import functools
-import io
 import logging
 import os
 import pathlib
@@ -15,7 +13,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
-import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -23,6 +20,7 @@ from transformers.trainer_callback import ExportableState
 from localplug import Engine, Method
 from localplug import method as make_method
 from localplug import objective as make_objective
+from localplug.encoding import from_text, to_text
 from localplug.log import Log
 from localplug.loop import announce, innermost, labels_of_call
 from localplug.trajectory import NAME
@@ -216,7 +214,7 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         saved: dict[str, Any] = {"args": {"method": self._name, "seed": self._seed, **options}, "attributes": {}}
         if self.engine is not None:
             whole = self.engine.state_dict()
-            saved["engine"] = {"seed": whole["seed"], "step": whole["step"], "method": _to_text(whole["method"])}
+            saved["engine"] = {"seed": whole["seed"], "step": whole["step"], "method": to_text(whole["method"])}
         return saved
 
     def _resume(self, saved: dict[str, Any] | None, global_step: int) -> None:
@@ -235,7 +233,7 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
                 ", ".join(f"{k} was {a!r}, is {b!r}" for k, (a, b) in sorted(changed.items())),
             )
         if before.get("method") == now.get("method"):
-            self.engine.method.load_state_dict(_from_text(saved["engine"]["method"]))
+            self.engine.method.load_state_dict(from_text(saved["engine"]["method"]))
 
 
 # What from_pretrained and the Trainer read weights from. The optimizer's file stays: without it the Trainer does not load
@@ -266,15 +264,3 @@ def _refusals(args: TrainingArguments, method: Method) -> list[str]:
             "set label_smoothing_factor=0"
         )
     return found
-
-
-def _to_text(state: dict[str, Any]) -> str:
-    if not state:
-        return ""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _from_text(text: str) -> dict[str, Any]:
-    return torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True) if text else {}
