@@ -44,7 +44,10 @@ class Directions:
     def reached(self, direction: int = 0, step: int | None = None) -> Sequence[int]:
         """Numbers of the parameters that a direction moves, in order."""
         some = self.distribution.reached(self._run.step if step is None else step, direction)
-        return self.indices if some is None else [i for i in self.indices if i in set(some)]
+        if some is None:
+            return self.indices
+        moved = set(some)
+        return [i for i in self.indices if i in moved]
 
     def factors(self, index: int, direction: int, step: int | None = None) -> tuple[Tensor, Tensor] | None:
         """(A, B) with z = A B^T, where that is all of z: shapes (m, r) and (n, r); see localplug.Distribution."""

@@ -34,30 +34,33 @@ def add_normal_(target: Tensor, key: int, offset: int, table: Tensor, source: Te
     Args:
         source: by default target itself.
     """
-    place, values = target.numpy().reshape(-1), table.numpy()
-    given = None if source is None else source.numpy().reshape(-1)
-
-    def work(start: int, end: int) -> None:
-        where = _unsigned(key), _unsigned(offset + start)
-        if given is None:
-            _loops().normal(place[start:end], values, *where)
-        else:
-            _loops().normal_to(place[start:end], given[start:end], values, *where)
-
-    _spread(place.size, work)
+    _add_noise(_loops().normal, _loops().normal_to, target, source, table.numpy(), key, offset)
 
 
 def add_signs_(target: Tensor, key: int, offset: int, factor: float, source: Tensor | None = None) -> None:
     """target <- source + factor or source - factor, by one bit each, of the stream `key` from element `offset`."""
-    place, value = target.numpy().reshape(-1), torch.tensor(factor).numpy()[()]
-    given = None if source is None else source.numpy().reshape(-1)
+    value = torch.tensor(factor).numpy()[()]
+    _add_noise(_loops().signs, _loops().signs_to, target, source, value, key, offset)
+
+
+def _add_noise(
+    loop: Callable[..., None],
+    loop_from: Callable[..., None],
+    target: Tensor,
+    source: Tensor | None,
+    scaled: Any,
+    key: int,
+    offset: int,
+) -> None:
+    """Run the loop in place, or the one from another array, over a stream's elements times a factor (`scaled`)."""
+    place, given = target.numpy().reshape(-1), None if source is None else source.numpy().reshape(-1)
 
     def work(start: int, end: int) -> None:
         where = _unsigned(key), _unsigned(offset + start)
         if given is None:
-            _loops().signs(place[start:end], value, *where)
+            loop(place[start:end], scaled, *where)
         else:
-            _loops().signs_to(place[start:end], given[start:end], value, *where)
+            loop_from(place[start:end], given[start:end], scaled, *where)
 
     _spread(place.size, work)
 

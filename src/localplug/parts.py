@@ -38,16 +38,27 @@ class Piece:
     direction: int
 
 
-class Distribution(abc.ABC):
+class _Part(abc.ABC):
+    """What all three have."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """The name and the options in force, in a few words."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What (seed, step) do not give; numbers and tensors only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most have no state)
+        """Take back what `state_dict` gave."""
+
+
+class Distribution(_Part):
     """How random directions are distributed: a pure function of (run.seed, step, direction, parameter name, element).
 
     Directions are scaled so that E[z z^T] is the identity on the elements that they reach, if the docstring does not say
     otherwise: then E[(1/q) sum_j <grad L, z_j> z_j] = grad L on them.
     """
-
-    @abc.abstractmethod
-    def describe(self) -> str:
-        """The name and the options in force, in a few words."""
 
     @abc.abstractmethod
     def setup(self, run: Run, indices: Sequence[int]) -> None:
@@ -92,15 +103,8 @@ class Distribution(abc.ABC):
         """
         return None
 
-    def state_dict(self) -> dict[str, Any]:
-        """What (seed, step) do not give; numbers and tensors only."""
-        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most have no state)
-        """Take back what `state_dict` gave."""
-
-
-class Estimator(abc.ABC):
+class Estimator(_Part):
     """How probes become an estimate of the gradient, (1/q) sum_j c_j z_j.
 
     The losses of an estimate come down to num_fields * q numbers that are linear in them, so that those of several
@@ -131,10 +135,6 @@ class Estimator(abc.ABC):
         return ""
 
     @abc.abstractmethod
-    def describe(self) -> str:
-        """The name and the options in force, in a few words."""
-
-    @abc.abstractmethod
     def problems(self, run: Run) -> list[str]:
         """Every reason why this estimator cannot be used here; each says what to do."""
 
@@ -157,13 +157,6 @@ class Estimator(abc.ABC):
         Args:
             kappa: of the distribution.
         """
-
-    def state_dict(self) -> dict[str, Any]:
-        """What (seed, step) do not give; numbers and tensors only."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most have no state)
-        """Take back what `state_dict` gave."""
 
 
 class Probing(Estimator):
@@ -203,12 +196,8 @@ def read(leaves: Sequence[Tensor]) -> list[Tensor]:
     return [leaf.detach().clone() if leaf.element_size() >= 4 else leaf.detach().float() for leaf in leaves]
 
 
-class Update(abc.ABC):
+class Update(_Part):
     """How an estimate changes the weights, parameter by parameter and without a copy of the gradient."""
-
-    @abc.abstractmethod
-    def describe(self) -> str:
-        """The name and the options in force, in a few words."""
 
     @abc.abstractmethod
     def problems(self, run: Run) -> list[str]:
@@ -230,10 +219,3 @@ class Update(abc.ABC):
     def replay_problems(self, run: Run) -> list[str]:
         """Every reason why (seed, step, coefficients, lr, weight_decay) do not say what a step does to the weights."""
         return []
-
-    def state_dict(self) -> dict[str, Any]:
-        """What (seed, step) do not give; numbers and tensors only."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most have no state)
-        """Take back what `state_dict` gave."""

@@ -21,6 +21,7 @@ from localplug import (
     Update,
     update_linearly,
 )
+from localplug.workers import number_of_workers
 from localplug_zo.losses import checked, scalar
 
 
@@ -63,7 +64,7 @@ class Candidates(Estimator):
             found.append("conservative steps need the learning rate while they evaluate; give the engine the optimizer")
         elif len({float(g["lr"]) for g in run.optimizer.param_groups}) > 1:
             found.append("conservative steps need one learning rate for all parameter groups")
-        if _num_processes() > 1:
+        if number_of_workers() > 1:
             found.append("conservative steps compare candidates on one worker's batch; train on one worker")
         return found
 
@@ -112,9 +113,3 @@ class ConservativeSGD(Update):
 
     def apply(self, run: Run, directions: Directions, coefficients: Sequence[float], groups: Groups) -> None:
         update_linearly(run, directions, lambda lr: [Term(0, -lr * coefficients[0])], groups)
-
-
-def _num_processes() -> int:
-    import torch.distributed as dist
-
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from localplug import Estimating, Estimator, Perturbation, Projection, Run
+from localplug import Estimating, Estimator, Perturbation, Projection, Run, read
 from localplug.substitution import substituted
 from localplug_zo.two_sided import spsa_variance
 
@@ -66,8 +66,8 @@ class ForwardGradient(Estimator):
         for j in range(self.num_directions):
             with forward_ad.dual_level(), _duals(run, perturbed, j), _attention(self.attention):
                 pairs = [forward_ad.unpack_dual(leaf) for leaf in (yield)]
-                values.append([_wide(p.primal) for p in pairs])
-                slopes.append([_wide(torch.zeros_like(p.primal) if p.tangent is None else p.tangent) for p in pairs])
+                values.append(read([p.primal for p in pairs]))
+                slopes.append(read([torch.zeros_like(p.primal) if p.tangent is None else p.tangent for p in pairs]))
         means = [torch.stack(leaf).mean(0) for leaf in zip(*values, strict=True)]
         return Projection(means, slopes)
 
@@ -76,10 +76,6 @@ class ForwardGradient(Estimator):
 
     def variance(self, coefficients: Sequence[float], kappa: float) -> float:
         return spsa_variance(coefficients, kappa)
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.detach().clone() if value.element_size() >= 4 else value.detach().float()
 
 
 def _duals(run: Run, perturbed: Perturbation, direction: int) -> contextlib.AbstractContextManager[Any]:

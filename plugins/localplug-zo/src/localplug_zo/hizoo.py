@@ -18,6 +18,7 @@ from torch import Tensor
 from localplug import Directions, Distribution, Groups, Piece, Run, Update, noise
 from localplug.shards import is_sharded
 from localplug_zo.two_sided import Curvature
+from localplug_zo.updates import each
 
 
 @final
@@ -97,10 +98,7 @@ class HiZOOUpdate(Update):
 
     def apply(self, run: Run, directions: Directions, coefficients: Sequence[float], groups: Groups) -> None:
         scaled, q = self._scaled, len(coefficients)
-        for index in directions.indices:
-            parameter = run.parameters[index][1]
-            group = groups[parameter]
-            lr, decay = float(group["lr"]), float(group["lr"]) * float(group.get("weight_decay", 0.0))
+        for index, lr, decay in each(run, directions, groups):
 
             def rule(value: Tensor, offset: int, index: int = index, lr: float = lr, decay: float = decay) -> Tensor:
                 h = scaled.part(index, offset, value.numel())
@@ -113,4 +111,4 @@ class HiZOOUpdate(Update):
                 h.mul_(1 - self.alpha + self.alpha * measured).clamp_(*self.limits)
                 return value
 
-            directions.rewrite_(parameter.data, index, rule)
+            directions.rewrite_(run.parameters[index][1].data, index, rule)

@@ -13,7 +13,6 @@ kinds of batches in each step; here a step takes what the trainer's batches and 
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from localplug import Distribution, Estimate, Estimating, Groups, Method, Run, ZerothOrder, distribution
 from localplug.workers import number_of_workers
 from localplug_zo.losses import scalar
+from localplug_zo.sparse import layer_of
 from localplug_zo.two_sided import TwoSided
 from localplug_zo.updates import SGD
 
@@ -204,12 +204,12 @@ class Elastic(_Mixed):
 
     def _split(self, run: Run) -> list[int]:
         """Numbers of the parameters that are backpropagated: from the first of the last layers on."""
-        layer_of = [m.group(1) if (m := re.match(r"(.*?\.\d+|\d+)\.", name)) else None for name, _ in run.parameters]
-        layers = list(dict.fromkeys(layer for layer in layer_of if layer is not None))
+        belongs = [layer_of(name) for name, _ in run.parameters]
+        layers = list(dict.fromkeys(layer for layer in belongs if layer is not None))
         if self.layers:
-            first = layer_of.index(layers[-self.layers]) if len(layers) > self.layers else 0
+            first = belongs.index(layers[-self.layers]) if len(layers) > self.layers else 0
         else:
-            first = max((i + 1 for i, layer in enumerate(layer_of) if layer is not None), default=0)
+            first = max((i + 1 for i, layer in enumerate(belongs) if layer is not None), default=0)
         return list(range(first, len(run.parameters)))
 
     def estimate(self, run: Run) -> Estimating:

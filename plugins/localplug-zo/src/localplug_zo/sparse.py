@@ -22,6 +22,12 @@ from torch import Tensor
 from localplug import Distribution, Gaussian, Piece, Run, noise
 
 
+def layer_of(name: str) -> str | None:
+    """The layer that a parameter belongs to, up to the first number in its name ("layers.7"); None outside all layers."""
+    found = re.match(r"(.*?\.\d+|\d+)\.", name)
+    return found.group(1) if found else None
+
+
 @final
 class Layers(Distribution):
     """The directions of another distribution, on some of the model's layers in each step.
@@ -64,13 +70,11 @@ class Layers(Distribution):
         self._layers: dict[str, list[int]] = {}
         self._rest: list[int] = []
         for i in indices:
-            found = re.match(r"(.*?\.\d+|\d+)\.", run.parameters[i][0])
-            if found:
-                self._layers.setdefault(found.group(1), []).append(i)
-            else:
-                self._rest.append(i)
+            layer = layer_of(run.parameters[i][0])
+            (self._rest if layer is None else self._layers.setdefault(layer, [])).append(i)
         if not self._layers:
             self._layers, self._rest = {run.parameters[i][0]: [i] for i in indices}, []
+        self._moved = functools.lru_cache(maxsize=256)(self._moved_in)  # asked for every parameter and every chunk
 
     def kept(self, step: int) -> list[str]:
         """Names of the layers of a step."""
@@ -82,9 +86,12 @@ class Layers(Distribution):
         drawn = random.Random(noise.stream(self._run.seed, step, 0, "layers")).sample(range(len(names)), num)
         return [names[i] for i in sorted(drawn)]
 
-    def reached(self, step: int, direction: int) -> Sequence[int]:
+    def _moved_in(self, seed: int, step: int) -> tuple[int, ...]:
         inside = [i for name in self.kept(step) for i in self._layers[name]]
-        return [*(self._rest if self.with_rest else ()), *inside]
+        return (*(self._rest if self.with_rest else ()), *inside)
+
+    def reached(self, step: int, direction: int) -> Sequence[int]:
+        return self._moved(self._run.seed, step)
 
     def add_(self, target: Tensor, piece: Piece, factor: float) -> None:
         if piece.index in self.reached(piece.step, piece.direction):

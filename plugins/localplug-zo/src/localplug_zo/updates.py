@@ -53,7 +53,7 @@ class Sign(_Stateless):
 
     def apply(self, run: Run, directions: Directions, coefficients: Sequence[float], groups: Groups) -> None:
         terms = _terms(coefficients)
-        for index, lr, decay in _each(run, directions, groups):
+        for index, lr, decay in each(run, directions, groups):
 
             def rule(value: Tensor, offset: int, index: int = index, lr: float = lr, decay: float = decay) -> Tensor:
                 g = directions.summed(index, terms, offset, value)
@@ -192,7 +192,7 @@ class Adam(_Windowed):
         past = self._take(run, coefficients)
         first, second = ([beta**k for k in range(len(past))] for beta in self.betas)
         first, second = [f / sum(first) for f in first], [s / sum(second) for s in second]
-        for index, lr, decay in _each(run, directions, groups):
+        for index, lr, decay in each(run, directions, groups):
 
             def rule(value: Tensor, offset: int, index: int = index, lr: float = lr, decay: float = decay) -> Tensor:
                 m, v = torch.zeros_like(value), torch.zeros_like(value)
@@ -274,7 +274,7 @@ def _terms(coefficients: Sequence[float], step: int | None = None) -> list[Term]
     return [Term(j, c / len(coefficients), step) for j, c in enumerate(coefficients)]
 
 
-def _each(run: Run, directions: Directions, groups: Groups) -> list[tuple[int, float, float]]:
+def each(run: Run, directions: Directions, groups: Groups) -> list[tuple[int, float, float]]:
     """(index, lr, lr * weight_decay) of every parameter that this step moves."""
     found = []
     for index in directions.indices:
