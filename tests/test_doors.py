@@ -366,7 +366,7 @@ def test_a_layer_local_method(door, tmp_path):
 
 @pytest.mark.door("a layer-local method (tpsgd)")
 @refused(
-    TRL="target projection needs class labels of shape (B,) or float targets (B, K), got (4, 12); tokens of a language "
+    TRL="the method needs class labels of shape (B,) or float targets (B, K), got (4, 12); tokens of a language "
     "model are not covered"
 )
 def test_a_layer_local_method_has_no_targets_for_tokens(door, refusal, tmp_path):

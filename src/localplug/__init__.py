@@ -16,12 +16,8 @@ if TYPE_CHECKING:
         Estimate,
         Estimating,
         Groups,
-        LocalLoss,
         Method,
         Run,
-        Signal,
-        TargetGenerator,
-        Unit,
     )
     from localplug.directions import Directions
     from localplug.distributions import Gaussian, Rademacher
@@ -38,9 +34,11 @@ if TYPE_CHECKING:
     from localplug.loop import attach
     from localplug.low_rank import add_low_rank_
     from localplug.objectives import Objective
+    from localplug.owned import seeded
     from localplug.parts import Distribution, Estimator, Piece, Probing, Term, Update, read
     from localplug.perturbation import Perturbation
     from localplug.plugins import get, installed, register
+    from localplug.predictor import Predictor
     from localplug.rebuild import replay_checkpoint, replay_log
     from localplug.recipes import (
         distribution,
@@ -52,8 +50,9 @@ if TYPE_CHECKING:
         update,
         update_rule,
     )
+    from localplug.signals import Activity, LocalLoss, Signal, TargetGenerator, View
     from localplug.trajectory import read_log
-    from localplug.units import partition
+    from localplug.units import Unit, partition
     from localplug.zeroth_order import (
         Projection,
         ZerothOrder,
@@ -71,12 +70,14 @@ _HOME = {
     "Estimate": "contract",
     "Estimating": "contract",
     "Groups": "contract",
-    "LocalLoss": "contract",
+    "LocalLoss": "signals",
     "Method": "contract",
     "Run": "contract",
-    "Signal": "contract",
-    "TargetGenerator": "contract",
-    "Unit": "contract",
+    "Signal": "signals",
+    "Activity": "signals",
+    "View": "signals",
+    "TargetGenerator": "signals",
+    "Unit": "units",
     "noise": "noise",
     "Engine": "engine",
     "DuplicateName": "errors",
@@ -102,6 +103,8 @@ _HOME = {
     "update": "recipes",
     "update_rule": "recipes",
     "partition": "units",
+    "seeded": "owned",
+    "Predictor": "predictor",
     "Directions": "directions",
     "Perturbation": "perturbation",
     "Gaussian": "distributions",
@@ -124,6 +127,7 @@ _HOME = {
 
 __all__ = [
     "hookimpl",
+    "Activity",
     "Directions",
     "Distribution",
     "DuplicateName",
@@ -143,6 +147,7 @@ __all__ = [
     "Piece",
     "Probing",
     "PluginFailed",
+    "Predictor",
     "Projection",
     "Rademacher",
     "Run",
@@ -153,6 +158,7 @@ __all__ = [
     "UnknownName",
     "Unsupported",
     "Update",
+    "View",
     "ZerothOrder",
     "add_low_rank_",
     "attach",
@@ -172,6 +178,7 @@ __all__ = [
     "register",
     "replay_checkpoint",
     "replay_log",
+    "seeded",
     "sgd_update",
     "target_generator",
     "update",

@@ -20,6 +20,7 @@ from localplug.contract import Around, Estimate, Estimating
 from localplug.errors import EngineError, Unsupported
 from localplug.interrupts import HeldInterrupt
 from localplug.objectives import arguments
+from localplug.predictor import broken_off
 from localplug.shards import gathers_itself
 from localplug.workers import wasted_buckets
 
@@ -45,6 +46,7 @@ class Attachment:
         self._pending: list[tuple[Estimating, contextlib.ExitStack]] = []
         self._interrupt = HeldInterrupt()
         self._nested = False  # in a call of our own
+        self._predicting = contextlib.ExitStack()
         self.around: Around | None = None
         """What the framework's own forward call, which comes next, is to be made by."""
         if (old := _ATTACHED.pop(module, None)) is not None:
@@ -95,13 +97,28 @@ class Attachment:
                 estimating.close()
 
     def _before(self, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._engine.is_evaluating or called is not self._module or not self._module.training:
+        if self._engine.is_evaluating or self._nested or called is not self._module:
+            return
+        if not self._module.training:
+            self._predict(args, kwargs)
             return
         if not torch.is_grad_enabled():
             return
         if torch.compiler.is_compiling():  # true while the compiler reads this
             self._engine.run.is_compiled = True
         self._evaluate(args, kwargs)
+
+    def _predict(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Whatever a prediction needs before the evaluation loop's own call."""
+        self._predicting.close()  # of a call that an interrupt has ended
+        if (prediction := self._engine.method.predicting(self._engine.run)) is None:
+            return
+        self._nested = True
+        try:
+            broken_off(prediction, lambda: self._module.forward(*args, **kwargs))
+        finally:
+            self._nested = False
+        self._predicting.enter_context(prediction.during)
 
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """All evaluations but the last; the compiler skips this frame, and reads those it calls."""
@@ -156,7 +173,10 @@ class Attachment:
         return around
 
     def _after(self, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tree: Any) -> Any:
-        if called is not self._module or not self._pending or self._nested:
+        if called is not self._module or self._nested:
+            return None
+        self._predicting.close()
+        if not self._pending:
             return None
         return self._finish(args, kwargs, tree)
 

@@ -1,11 +1,9 @@
-"""What a plugin implements, and what it is handed. Classes here are abstract or final.
-
-Shapes: B examples of the batch, D features of a unit's output, K classes.
-"""
+"""What a plugin implements, and what it is handed. Classes here are abstract or final."""
 
 import abc
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
@@ -64,7 +62,21 @@ class Estimate(abc.ABC):
 
 
 Around = Callable[[Callable[[], Any]], Any]
-"""Gets a function that makes one evaluation of the model, and gives an output like it; see Estimating."""
+"""Gets a function that makes one evaluation of the model, and gives an output like it, or NOTHING; see Estimating."""
+
+NOTHING = object()
+"""What an Around gives for an evaluation that it broke off: the method is sent no leaves."""
+
+
+@final
+@dataclasses.dataclass
+class Prediction:
+    """How a method predicts where that is more than a forward pass of the model: evaluations before the one that counts,
+    and what is round that one."""
+
+    before: Sequence[Around]
+    during: AbstractContextManager[Any]
+
 
 Estimating = Generator[Any, Sequence[Tensor], Estimate]  # Any: so that a bare `yield` type-checks in a plugin
 """What `Method.estimate` returns: yields once for each evaluation, is sent its output leaves, and returns the Estimate.
@@ -97,7 +109,7 @@ class Method(abc.ABC):
 
     @property
     def goes_round(self) -> bool:
-        """Whether `estimate` may yield an Around."""
+        """Whether `estimate` may yield an Around for its last evaluation."""
         return False
 
     @property
@@ -173,6 +185,15 @@ class Method(abc.ABC):
         """Every reason why (seed, step, coefficients, lr, weight_decay) do not say what a step does to the weights."""
         return [] if self.num_coefficients else ["the method has no coefficients that could be logged; leave log out"]
 
+    def predicting(self, run: Run) -> Prediction | None:
+        """How an evaluation loop's forward pass is made; None for a forward pass of the model as it is."""
+        return None
+
+    @property
+    def owned_parameters(self) -> list[nn.Parameter]:
+        """Parameters that belong to the algorithm and not to the model; what they gather in .grad is averaged over workers."""
+        return []
+
     @abc.abstractmethod
     def teardown(self) -> None:
         """Undo what `setup` did to the model."""
@@ -188,69 +209,6 @@ class Method(abc.ABC):
 
 Groups = dict[nn.Parameter, dict[str, Any]]
 """{parameter: its group of the optimizer}, with the learning rate under "lr" and, if it has one, "weight_decay"."""
-
-
-@final
-@dataclasses.dataclass
-class Unit:
-    """A part of the model that learns by itself.
-
-    It goes from the input of its module to the input of the next unit's module, and so takes in whatever lies between
-    (activations, pooling, dropout, norms); a recurrent module's unit ends with that module's own output.
-    """
-
-    index: int
-    name: str
-    module: nn.Module
-    parameters: list[nn.Parameter]
-    is_last: bool = False
-
-    @property
-    def is_recurrent(self) -> bool:
-        return isinstance(self.module, nn.RNNBase)
-
-    @property
-    def keeps_map(self) -> bool:
-        """Whether the output's positions (a convolution's height and width) belong to the target."""
-        return isinstance(self.module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-
-
-@final
-@dataclasses.dataclass
-class Signal:
-    """What a unit learns from. Exactly one field is given.
-
-    loss:        scalar; the host differentiates it inside the unit.
-    grad_output: d loss / d output, shaped like the unit's output; the host takes the vector-Jacobian product.
-    delta:       {parameter: d loss / d parameter} in closed form.
-    """
-
-    loss: Tensor | None = None
-    grad_output: Tensor | None = None
-    delta: dict[nn.Parameter, Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"a Signal has exactly one of loss, grad_output and delta, got {given or 'none'}")
-
-
-class TargetGenerator(nn.Module, abc.ABC):
-    """Makes local targets: what a hidden unit should produce for a label."""
-
-    @abc.abstractmethod
-    def generate(self, targets_BK: Tensor, output: Tensor, *, unit: Unit, seed: int) -> Tensor:
-        """The local target of one unit, shaped like its output.
-
-        Args:
-            targets_BK: one row for each example: one-hot labels, or the regression target. float32.
-            output: the unit's output, (B, D), (B, T, D), or (B, C, H, W) for a convolution.
-            seed: of the run; the target must be a function of (seed, unit, targets) alone.
-        """
-
-
-LocalLoss = Callable[[Tensor, Tensor], Tensor]
-"""(output, target) -> scalar: summed over features, averaged over examples and positions."""
 
 
 def parameter_names(names: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from localplug.alarms import Alarms
 from localplug.attachment import Attachment
 from localplug.carrier import Carrier
 from localplug.checks import problems, refuse, trainable
-from localplug.contract import Around, Estimate, Estimating, Groups, Method, Run
+from localplug.contract import NOTHING, Around, Estimate, Estimating, Groups, Method, Run
 from localplug.errors import EngineError
 from localplug.interrupts import held
 from localplug.log import Log
@@ -197,6 +197,8 @@ class Engine:
     def send(self, estimating: Estimating, tree: Any) -> Around | None:
         """Hand one evaluation to the method; gives what the next is made by. StopIteration carries its estimate."""
         self.run.num_forwards += 1
+        if tree is NOTHING:
+            return estimating.send([])
         output = Output(tree)
         if not output.leaves:
             raise EngineError("the model returned no floating-point tensor, so that no loss can depend on it")
@@ -334,7 +336,8 @@ class Engine:
             )
         if coefficients is None:
             if self._workers is not None:
-                self._workers.average_([p.grad for _, p in self.run.parameters if p.grad is not None], self.run)
+                learned = [p for _, p in self.run.parameters] + self.method.owned_parameters
+                self._workers.average_([p.grad for p in learned if p.grad is not None], self.run)
             return
         if self._workers is not None:
             coefficients = self._workers.exchange(coefficients, self.run)

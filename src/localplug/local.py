@@ -1,234 +1,272 @@
 """The layer-local mechanism: stream through the units, so that only one unit's graph is alive at any time.
 
-A unit's input is detached when its module is called. When the next unit's module is called, what arrives there is the
-unit's output: the method makes its Signal from it, the unit's own small graph turns the signal into gradients, and the
-graph is freed before the next unit starts. The last unit learns from the trainer's own loss. Gradients wait in a stash
-until the trainer calls backward (it may clear .grad between forward and backward), and then appear in .grad.
+A step is one or more views of the batch, each of them a forward pass. In each view a unit is handed to the algorithm as soon
+as its output is complete, gives its Signal, learns, and frees its graph before the next unit starts (localplug.stream). The
+last unit learns from the trainer's own loss, in the last view. What the algorithm owns beside the model learns by an
+optimizer like the trainer's (localplug.owned).
+
+Shapes: B examples of the batch, K classes.
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.hooks import RemovableHandle
 
-from localplug.contract import Estimate, Estimating, Groups, Method, Run, Signal, Unit, is_float
-from localplug.errors import Unsupported
+from localplug.contract import Estimating, Groups, Method, Prediction, Run
+from localplug.owned import Owned
+from localplug.signals import Activity, Signal, View
+from localplug.stream import Stream
+from localplug.units import Kind, Unit, partition
 
 
 class LocalMethod(Method, abc.ABC):
-    """A method whose units learn one by one during a single forward pass. What is not abstract here is final."""
+    """A method whose units learn one by one while forward passes go by.
+
+    An algorithm writes `signal` and `describe`, and as many of the hooks below them as it needs, each of which has a default;
+    all else is final.
+
+    Args:
+        units: names of the modules that start a unit (* and ? match), in the order of their calls; see localplug.partition.
+        kind: "layer", "block" or "model": where units start if `units` does not say so.
+        joins_head: whether the head belongs to the last hidden unit; see localplug.partition.
+        num_classes: K; by default the number of outputs of the model's last Linear.
+
+    Attributes:
+        views: the passes of a step, in order. The last one is the trainer's own and ends in the loss; the others break off.
+        prediction: the passes of a prediction, where that is more than a forward pass of the model; the last is the evaluation
+            loop's own. Their units are observed, and `scores` stands in the place of the last unit's output.
+        reads_above: what of the units above a unit's step depends on, in words; empty for an algorithm that is local.
+        needs_targets: whether labels must reach the method.
+        min_units: how many units it needs.
+    """
+
+    views: tuple[View, ...] = (View(),)
+    prediction: tuple[View, ...] = ()
+    reads_above: str = ""
+    needs_targets: bool = True
+    min_units: int = 2
+
+    def __init__(
+        self,
+        *,
+        units: Sequence[str] | None = None,
+        kind: Kind = "layer",
+        joins_head: bool = False,
+        num_classes: int | None = None,
+    ) -> None:
+        self.units, self.kind, self.joins_head, self._num_classes = units, kind, joins_head, num_classes
+        self.owned_modules = Owned()
+        self._stream: Stream | None = None
+        self.K: int | None = num_classes
+
+    # ---- what an algorithm writes -----------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def partition(self, run: Run) -> list[Unit]:
-        """The units in the order in which the forward pass reaches them; the last one learns from the trainer's loss."""
+    def signal(self, activity: Activity, run: Run) -> Signal | None:
+        """What a unit that is not the last learns from; None for nothing. Gradients are on while this is called."""
 
-    @abc.abstractmethod
+    # ---- hooks, each with a default -----------------------------------------------------------------------------------------
+
+    def local_input(self, unit: Unit, x: Tensor, view: View, run: Run) -> Tensor:
+        """What enters a unit's module in the place of x, its first tensor, which is detached. By default x.
+
+        Called without gradients. Unit 0 gets the model's own input: here a view changes it.
+        """
+        return x
+
     def learns(self, unit: Unit, run: Run) -> bool:
         """Whether a unit learns in this step; one that does not runs without a graph."""
+        return True
 
-    @abc.abstractmethod
     def needs_graph(self, unit: Unit) -> bool:
-        """Whether autograd should record the unit's forward; False for units whose signal is a loss of their own."""
+        """Whether autograd should record a hidden unit's forward; False if its signal does without."""
+        return True
 
-    @abc.abstractmethod
-    def signal(self, unit: Unit, inputs: tuple[Any, ...], output: Tensor, run: Run) -> Signal:
-        """What a unit that is not the last learns from. Gradients are on while this is called.
+    def owns(self, unit: Unit, output: Tensor, run: Run) -> nn.Module | None:
+        """A module that belongs to the algorithm and to this hidden unit: a head, a decoder; see localplug.seeded.
 
-        Args:
-            inputs: the positional inputs of the unit's module, detached.
-            output: the unit's output, (B, ...); attached to the unit's graph if `needs_graph`.
+        Asked once, with the unit's first output; the same module is `unit.owned` from then on.
         """
+        return None
+
+    def observe(self, activity: Activity, run: Run) -> None:
+        """A hidden unit that does not learn in this view has its output. Called without gradients."""
+
+    def top(self, unit: Unit, output: Tensor, run: Run) -> None:
+        """The last unit's module has given its output, in a view that ends there. Called without gradients."""
+
+    def scores(self, output: Tensor, run: Run) -> Tensor | None:
+        """What takes the place of the last unit's output in a prediction; None leaves it. Called without gradients."""
+        return None
+
+    def stepped(self, run: Run) -> None:
+        """An optimizer step is done with what the units have learned. Called without gradients."""
+
+    def unit_problems(self, units: Sequence[Unit], run: Run) -> list[str]:
+        """Every reason why these units cannot learn by this algorithm; each says what to do."""
+        return []
+
+    def own_state(self) -> dict[str, Any]:
+        """What the next step needs and (seed, step) do not give, besides what is owned; numbers and tensors only."""
+        return {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take back what `own_state` gave."""
+
+    # ---- for algorithms ---------------------------------------------------------------------------------------------------
+
+    @final
+    def one_hot(self, run: Run, device: torch.device) -> Tensor:
+        """The labels as y* (B, K) in float32: one-hot, or the targets of a regression as they are.
+
+        Raises:
+            TypeError, ValueError: they are no tensor, of another shape, or outside of [0, K).
+        """
+        labels = run.targets
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"local targets need the labels as a tensor, got {type(labels).__name__}")
+        if labels.is_floating_point():
+            return labels.to(device).float().view(labels.shape[0], -1)
+        assert self.K is not None
+        return nn.functional.one_hot(self.class_labels(run, device), self.K).float()
+
+    @final
+    def class_labels(self, run: Run, device: torch.device) -> Tensor:
+        """The labels as integers (B,).
+
+        Raises:
+            TypeError, ValueError: they are no integer tensor, of another shape, or outside of [0, K).
+        """
+        labels = run.targets
+        if not isinstance(labels, Tensor) or labels.is_floating_point():
+            found = f"{labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise TypeError(f"this method needs class labels as an integer tensor, got {found}")
+        labels = labels.to(device)
+        if labels.dim() != 1:
+            raise ValueError(
+                f"the method needs class labels of shape (B,) or float targets (B, K), got {tuple(labels.shape)}; "
+                "tokens of a language model are not covered"
+            )
+        assert self.K is not None
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.K:
+            raise ValueError(f"labels must be in [0, {self.K}), got {int(labels.min())} to {int(labels.max())}")
+        return labels
+
+    # ---- the host's -------------------------------------------------------------------------------------------------------
+
+    @final
+    def partition(self, run: Run) -> list[Unit]:
+        """The units in the order in which the forward pass reaches them; the last one learns from the trainer's loss."""
+        units = partition(run.model, self.units, kind=self.kind, joins_head=self.joins_head)
+        if self._num_classes is None:
+            linear = [m for m in units[-1].module.modules() if isinstance(m, nn.Linear)]
+            tail = [m for m in run.model.modules() if isinstance(m, nn.Linear)] if self.joins_head else linear
+            self.K = tail[-1].out_features if tail else None
+        return units
+
+    @final
+    def owned_of(self, unit: Unit, output: Tensor, run: Run) -> nn.Module | None:
+        """The module that the algorithm owns in a unit, made when it is first asked for."""
+        return self.owned_modules.of(unit.name, lambda: self.owns(unit, output, run))
+
+    @property
+    def owned_parameters(self) -> list[nn.Parameter]:
+        return self.owned_modules.parameters
 
     @property
     def num_evaluations(self) -> int:
-        return 1
+        return len(self.views)
 
     @property
     def num_coefficients(self) -> int:
         return 0
 
-    def setup(self, run: Run) -> None:
-        self._stream = _Stream(self, self.partition(run), run)
+    @final
+    def problems(self, run: Run) -> list[str]:
+        try:
+            units = self.partition(run)
+        except ValueError as error:
+            return [str(error)]
+        found = []
+        if len(units) < self.min_units:
+            found.append(
+                f"the method needs at least {self.min_units} units, the model has {len(units)}; name smaller ones with units="
+            )
+        if left := uncovered(run, units):
+            found.append(f"parameters {left[:5]} belong to no unit and would never learn; name more units with units=")
+        if self.K is None and self.needs_targets:
+            found.append("the number of classes does not follow from the last unit; pass num_classes=")
+        return found + self.unit_problems(units, run)
 
+    @final
+    def setup(self, run: Run) -> None:
+        *others, last = self.views
+        assert last.ends == "loss" and all(view.ends != "loss" for view in others), (
+            "only the last view ends in the loss"
+        )
+        if self._stream is None:
+            self._stream = Stream(self, self.partition(run), run)
+
+    @final
     def estimate(self, run: Run) -> Estimating:
-        if run.targets is None:
+        if run.targets is None and self.needs_targets:
             raise ValueError(
                 "local targets need the labels, and none reached the model's forward call: pass labels= to the model, "
                 "or targets= to the callback, the strategy or attach (label smoothing and compute_loss_func take the "
                 "labels away before the model is called)"
             )
-        self._stream.open()
+        stream = self._stream
+        assert stream is not None
+        *others, last = self.views
+        stream.begin()
         try:
+            for view in others:
+                yield stream.broken_off(view)
+            stream.open(last)
             leaves = yield
-            return self._stream.finished(leaves)
+            return stream.finished(leaves)
         finally:
-            self._stream.shut()
+            stream.shut()
 
+    @final
     def update(self, run: Run, coefficients: Sequence[float], groups: Groups) -> None:
-        self._stream.applied()
+        assert self._stream is not None
+        self._stream.micro_batches = 0
+        with torch.enable_grad():
+            self.owned_modules.step(run.optimizer)
+        self.stepped(run)
 
+    @final
+    def predicting(self, run: Run) -> Prediction | None:
+        if not self.prediction:
+            return None
+        self.setup(run)
+        assert self._stream is not None
+        *others, last = self.prediction
+        before = [self._stream.broken_off(view, is_predicting=True) for view in others]
+        return Prediction(before, self._stream.predicting(last))
+
+    @final
     def teardown(self) -> None:
-        self._stream.remove()
+        if self._stream is not None:
+            self._stream.remove()
+            self._stream = None
+
+    @final
+    def state_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in (("owned", self.owned_modules.state_dict()), ("own", self.own_state())) if v}
+
+    @final
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.owned_modules.load_state_dict(state.get("owned", {}))
+        if "own" in state:
+            self.load_own_state(state["own"])
 
 
 def uncovered(run: Run, units: Sequence[Unit]) -> list[str]:
     """Names of trainable parameters that belong to no unit, and would never learn."""
     covered = {p for unit in units for p in unit.parameters}
     return [n for n, p in run.parameters if p not in covered]
-
-
-def _detached(tree: Any) -> Any:
-    return tree_map(lambda x: x.detach() if is_float(x) else x, tree)
-
-
-def _first_float(tree: Any) -> Tensor:
-    for leaf in tree_leaves(tree):
-        if is_float(leaf):
-            return leaf
-    raise Unsupported("a unit was called without a floating-point tensor, so that the unit before has no output")
-
-
-@final
-class _Stream:
-    """The hooks on the units' modules, and the gradients that wait for the trainer's backward."""
-
-    def __init__(self, method: LocalMethod, units: list[Unit], run: Run) -> None:
-        self._method, self._units, self._run = method, units, run
-        self._running = False
-        self._current: tuple[Unit, tuple[Any, ...]] | None = None
-        self.stash: dict[nn.Parameter, Tensor] = {}
-        self.micro_batches = 0
-        self._handles: list[RemovableHandle] = []
-        for unit in units:
-            self._handles.append(unit.module.register_forward_pre_hook(self._enter(unit), with_kwargs=True))
-            if unit.is_recurrent:
-                self._handles.append(unit.module.register_forward_hook(self._leave(unit)))
-
-    def open(self) -> None:
-        self._running, self._current, self.stash = True, None, {}
-
-    def shut(self) -> None:
-        self._running, self._current = False, None
-        torch.set_grad_enabled(False)  # the engine's surroundings, whatever unit an exception left open
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _enter(self, unit: Unit) -> Callable[..., Any]:
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not self._running:
-                return None
-            self._close_current((args, kwargs))
-            args, kwargs = _detached(args), _detached(kwargs)
-            self._current = (unit, args)
-            record = self._method.learns(unit, self._run) and (unit.is_last or self._method.needs_graph(unit))
-            torch.set_grad_enabled(record)
-            return args, kwargs
-
-        return before
-
-    def _leave(self, unit: Unit) -> Callable[..., Any]:
-        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if not self._running or unit.is_last:
-                return None
-            self._close_current(output)
-            return _detached(output)
-
-        return after
-
-    def _close_current(self, arriving: Any) -> None:
-        """The current unit's output is complete: let it learn, and free its graph."""
-        if self._current is None:
-            return
-        unit, inputs = self._current
-        self._current = None
-        if unit.is_last or not self._method.learns(unit, self._run):
-            torch.set_grad_enabled(False)
-            return
-        output = _first_float(arriving)
-        with torch.enable_grad():
-            signal = self._method.signal(unit, inputs, output, self._run)
-            gradients = _gradients(unit, signal, output)
-        torch.set_grad_enabled(False)
-        self.add(gradients)
-
-    def add(self, gradients: dict[nn.Parameter, Tensor]) -> None:
-        for parameter, gradient in gradients.items():
-            self.stash[parameter] = self.stash[parameter] + gradient if parameter in self.stash else gradient
-
-    def finished(self, leaves: Sequence[Tensor]) -> Estimate:
-        if self._current is None or not self._current[0].is_last:
-            raise Unsupported(
-                f"the forward pass did not end in the last unit {self._units[-1].name!r}: the model calls its modules in "
-                "another order than it registers them; name the units in the order of their calls with units="
-            )
-        unit, _ = self._current
-        return _Streamed(self, unit, list(leaves), learns=self._method.learns(unit, self._run))
-
-    def applied(self) -> None:
-        self.micro_batches = 0
-
-
-def _gradients(unit: Unit, signal: Signal, output: Tensor) -> dict[nn.Parameter, Tensor]:
-    if signal.delta is not None:
-        return dict(signal.delta)
-    root, weight = (signal.loss, None) if signal.loss is not None else (output, signal.grad_output)
-    assert root is not None
-    if not root.requires_grad:
-        raise Unsupported(
-            f"unit {unit.name!r}: what arrives at the next unit does not depend on it; choose coarser units with units="
-        )
-    found = torch.autograd.grad(root, unit.parameters, weight, allow_unused=True)
-    gradients = {p: g for p, g in zip(unit.parameters, found, strict=True) if g is not None}
-    if not gradients:
-        raise Unsupported(
-            f"unit {unit.name!r}: what arrives at the next unit depends on none of its parameters; choose coarser units "
-            "with units="
-        )
-    return gradients
-
-
-@final
-class _Streamed(Estimate):
-    """The hidden units' gradients, and the last unit's graph from its input to the model's output."""
-
-    def __init__(self, stream: _Stream, unit: Unit, leaves: list[Tensor], *, learns: bool) -> None:
-        self.values = []
-        self._stream, self._unit, self._leaves, self._learns = stream, unit, leaves, learns
-        self._hidden = dict(stream.stash)
-        device = leaves[0].device.type
-        self._is_scaled = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-
-    def pull_back(self, leaf_gradients: Sequence[Tensor | None]) -> None:
-        """Move everything to .grad. A loss that is a leaf scales the hidden units as it scales the last one (a trainer
-        divides it by the number of micro-batches); with a loss made outside, micro-batches are averaged."""
-        pairs = [(leaf, g) for leaf, g in zip(self._leaves, leaf_gradients, strict=True) if g is not None]
-        losses = [g for leaf, g in pairs if leaf.dim() == 0]
-        if self._is_scaled and not losses:
-            raise Unsupported(
-                "under float16 autocast the loss is scaled, and a loss that is made outside of the model does not tell "
-                "hidden units its scale; let the model return its loss, or use bfloat16"
-            )
-        if all(parameter.grad is None for parameter in self._hidden):
-            self._stream.micro_batches = 0  # a new step, or zero_grad() after a micro-batch that was given up
-        self._stream.micro_batches += 1
-        n = self._stream.micro_batches if not losses else 1
-        scale = float(losses[0]) if losses else 1.0 / n
-        for parameter, gradient in self._hidden.items():
-            if parameter.grad is None:
-                parameter.grad = gradient.mul(scale if losses else 1.0)
-            else:
-                parameter.grad.mul_(1.0 if losses else (n - 1) / n).add_(gradient, alpha=scale)
-        pairs = [(leaf, g) for leaf, g in pairs if leaf.requires_grad]
-        if self._learns and pairs:
-            roots, weights = [leaf for leaf, _ in pairs], [g for _, g in pairs]
-            found = torch.autograd.grad(roots, self._unit.parameters, weights, allow_unused=True)
-            for parameter, gradient in zip(self._unit.parameters, found, strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        self._leaves, self._hidden = [], {}

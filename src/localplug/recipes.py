@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from localplug.contract import LocalLoss, Method, TargetGenerator
+from localplug.contract import Method
 from localplug.parts import Distribution, Estimator, Update
 from localplug.plugins import get
+from localplug.signals import LocalLoss, TargetGenerator
 
 
 def method(name: str | Method, **options: Any) -> Method:

@@ -238,7 +238,7 @@ def test_what_it_refuses_and_says():
     with pytest.raises(ValueError, match="tokens of a language model"):
         engine.evaluate(lambda: F.cross_entropy(model(x), y), targets=torch.zeros(4, 2, dtype=torch.long))
     engine.close()
-    with pytest.raises(localplug.Unsupported, match="at least two units"):
+    with pytest.raises(localplug.Unsupported, match="at least 2 units"):
         Engine(nn.Linear(3, 2), TPSGD())
     with pytest.raises(localplug.Unsupported, match="no module is named"):
         Engine(mlp(), TPSGD(units=["layers.*"]))

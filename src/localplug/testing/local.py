@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localplug.contract import LocalLoss, TargetGenerator, Unit
+from localplug.signals import LocalLoss, TargetGenerator
+from localplug.units import Unit
 
 SHAPES = {"hidden units": (5, 7), "time steps": (5, 3, 7), "feature map": (5, 4, 3, 3)}
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from localplug import Engine, Method
+from localplug import Engine, Method, Run
 from localplug import method as make_method
-from localplug.checks import refuse
+from localplug.checks import refuse, trainable
 from localplug.log import Log
 from localplug.loop import announce
+from localplug.predictor import predict
 from localplug_lightning.once import muted
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
@@ -55,13 +56,14 @@ class LocalPlugMixin:
         self._restored: dict[str, Any] | None = None
         self._is_fitting = self._is_resumed = self._has_gradients = False
         self.engine: Engine | None = None
+        self._run: Run | None = None  # of an evaluation outside of fit()
 
     # ---- life -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any) -> None:
         super().setup(trainer)  # type: ignore[misc]
         if trainer.state.fn != "fit":
-            self._restored = None  # the checkpoint is read for its weights only
+            self._evaluate_only()
             return
         self._start(trainer)
         self._is_fitting, self._has_gradients = True, False
@@ -70,6 +72,14 @@ class LocalPlugMixin:
             self.engine.load_state_dict(self._restored)  # type: ignore[union-attr]
             self._restored = None
         announce(self.engine)  # type: ignore[arg-type]
+
+    def _evaluate_only(self) -> None:
+        """validate(), test() or predict(): a checkpoint is read for its weights, and for what the method predicts by."""
+        if self._restored is not None:
+            self._method.load_state_dict(self._restored["method"])
+            self._restored = None
+        module = self.lightning_module  # type: ignore[attr-defined]
+        self._run = Run(module, trainable(module), self._seed)
 
     def _start(self, trainer: Any) -> None:
         if self.engine is not None:
@@ -110,6 +120,9 @@ class LocalPlugMixin:
 
     def teardown(self) -> None:
         self._is_fitting = False
+        if self._run is not None:
+            self._run = None
+            self._method.teardown()
         if self.engine is not None:
             self.engine.close()
         super().teardown()  # type: ignore[misc]
@@ -126,8 +139,8 @@ class LocalPlugMixin:
         def closure() -> Any:
             nonlocal is_first
             if is_first:
-                is_first = False
                 output = run()
+                is_first = False  # of an evaluation that came to its end, and so has logged what it logs
             else:
                 with muted(module):
                     output = run()
@@ -148,6 +161,21 @@ class LocalPlugMixin:
         except _Skipped:
             return None
         return {"loss": loss, **extra} if extra else loss
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._predicted(functools.partial(super().validation_step, *args, **kwargs))  # type: ignore[misc]
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._predicted(functools.partial(super().test_step, *args, **kwargs))  # type: ignore[misc]
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._predicted(functools.partial(super().predict_step, *args, **kwargs))  # type: ignore[misc]
+
+    def _predicted(self, call: Callable[[], Any]) -> Any:
+        """A step of an evaluation loop, as the method predicts."""
+        run = self.engine.run if self._is_fitting and self.engine is not None else self._run
+        prediction = self._method.predicting(run) if run is not None else None
+        return call() if prediction is None else predict(prediction, call)
 
     def post_backward(self, closure_loss: torch.Tensor) -> None:
         self._has_gradients = True

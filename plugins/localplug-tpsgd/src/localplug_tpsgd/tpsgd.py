@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from localplug import (
+    Activity,
     LocalLoss,
     LocalMethod,
     Run,
@@ -26,10 +27,8 @@ from localplug import (
     TargetGenerator,
     Unit,
     local_loss,
-    partition,
     target_generator,
 )
-from localplug.local import uncovered
 from localplug_tpsgd import recurrent
 from localplug_tpsgd.losses import delta_l1, delta_l2
 
@@ -102,11 +101,11 @@ class TPSGD(LocalMethod):
             wrong.append(f"num_classes must be at least 1, got {num_classes!r}")
         if wrong:
             raise ValueError("TPSGD: " + "; ".join(wrong))
+        super().__init__(units=units, num_classes=num_classes)
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
         self._loss, self._delta = local_loss(loss), _CLOSED_FORM.get(loss) if isinstance(loss, str) else None
         self.targets = target_generator(target, **({"scale": scale} if target == "projection" else {}))
         self.scale, self.schedule, self.unit_steps, self.time = scale, schedule, unit_steps, time
-        self._unit_names, self._num_classes = units, num_classes
 
     def describe(self) -> str:
         when = (
@@ -114,44 +113,27 @@ class TPSGD(LocalMethod):
         )
         return f"tpsgd, local loss {self.loss_name}, scale {self.scale:g}, {when}, updates by the trainer's optimizer"
 
-    def problems(self, run: Run) -> list[str]:
-        try:
-            units = self.partition(run)
-        except ValueError as error:
-            return [str(error)]
+    def unit_problems(self, units: Sequence[Unit], run: Run) -> list[str]:
         found = []
-        if len(units) < 2:
-            found.append("target projection needs at least two units, the model has one; name smaller ones with units=")
-        if left := uncovered(run, units):
-            found.append(f"parameters {left[:5]} belong to no unit and would never learn; name more units with units=")
-        if self._classes(units) is None:
-            found.append("the number of classes does not follow from the last unit; pass num_classes=")
         for unit in units:
             if isinstance(unit.module, nn.RNNBase):
                 found += recurrent.problems(unit.module, unit.name)
         return found
 
-    def _classes(self, units: Sequence[Unit]) -> int | None:
-        last = units[-1].module
-        return self._num_classes or (last.out_features if isinstance(last, nn.Linear) else None)
-
-    def partition(self, run: Run) -> list[Unit]:
-        units = partition(run.model, self._unit_names)
-        self._last, self._K = units[-1].index, self._classes(units)
-        return units
-
     def learns(self, unit: Unit, run: Run) -> bool:
         if self.unit_steps is None:
             return True
-        return unit.index == min(run.step // self.unit_steps, self._last)
+        turn = run.step // self.unit_steps
+        return unit.index == turn or (unit.is_last and turn > unit.index)
 
     def needs_graph(self, unit: Unit) -> bool:
         return not unit.is_recurrent
 
-    def signal(self, unit: Unit, inputs: tuple[Any, ...], output: Tensor, run: Run) -> Signal:
-        y_BK = self._one_hot(run.targets, output.device)
+    def signal(self, activity: Activity, run: Run) -> Signal:
+        unit, output = activity.unit, activity.output
+        y_BK = self.one_hot(run, output.device)
         if isinstance(unit.module, nn.RNNBase):
-            return Signal(loss=self._recurrent_loss(unit, unit.module, inputs, y_BK, run))
+            return Signal(loss=self._recurrent_loss(unit, unit.module, activity.inputs, y_BK, run))
         with torch.no_grad():
             t = self.targets.generate(y_BK, output.detach(), unit=unit, seed=run.seed)
         if self._delta is not None:
@@ -169,26 +151,3 @@ class TPSGD(LocalMethod):
                 t = self.targets.generate(y_BK, h_BTH.detach(), unit=part, seed=run.seed)
             J = J + self._loss(h_BTH, t)
         return J
-
-    def _one_hot(self, labels: Any, device: torch.device) -> Tensor:
-        """y* (B, K) in float32."""
-        assert self._K is not None
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"target projection needs the labels as a tensor, got {type(labels).__name__}")
-        labels = labels.to(device)
-        if labels.is_floating_point():
-            return labels.float().view(labels.shape[0], -1)
-        if labels.dim() != 1:
-            raise ValueError(
-                f"target projection needs class labels of shape (B,) or float targets (B, K), got {tuple(labels.shape)}; "
-                "tokens of a language model are not covered"
-            )
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self._K:
-            raise ValueError(f"labels must be in [0, {self._K}), got {int(labels.min())} to {int(labels.max())}")
-        return nn.functional.one_hot(labels, self._K).float()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}  # the projections follow from the seed, and the schedule from the step
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
