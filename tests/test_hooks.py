@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 import localplug
-from localplug import contract, hookspecs, plugins
+from localplug import contract, hookspecs, plugins, signals
 
 HOOKS = {name: value for name, value in vars(hookspecs).items() if name.startswith("localplug_")}
 
@@ -21,8 +21,8 @@ def _fresh_plugins():
 
 
 def alias_docstrings():
-    """{name: the string after it} of the assignments in contract.py; a type alias has no __doc__ of its own."""
-    body = ast.parse(inspect.getsource(contract)).body
+    """{name: the string after it} of the assignments in contract.py and signals.py; a type alias has no __doc__ of its own."""
+    body = [node for module in (contract, signals) for node in ast.parse(inspect.getsource(module)).body]
     return {
         before.targets[0].id: after.value.value
         for before, after in itertools.pairwise(body)

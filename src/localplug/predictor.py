@@ -24,17 +24,6 @@ class Predictor(nn.Module):
 
     Raises:
         ValueError: the method predicts by a forward pass of the model; use the model.
-
-    Example:
-        >>> import torch, localplug
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        >>> x, y = torch.ones(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])
-        >>> engine = localplug.Engine(net, localplug.method("mono-forward", predicts="sum"), optimizer)
-        >>> loss = engine.step(lambda: torch.nn.functional.cross_entropy(net(x), y), optimizer, targets=y)
-        >>> predictor = localplug.Predictor(net, engine.method)
-        >>> predictor(x).shape
-        torch.Size([6, 2])
     """
 
     def __init__(self, model: nn.Module, method: str | Method, *, seed: int = 0, **options: Any) -> None:

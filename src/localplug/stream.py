@@ -170,14 +170,19 @@ class Stream:
         output = _first_float(arriving)
         unit.owned = self._method.owned_of(unit, output, self._run)
         activity = Activity(unit, self._view, args, kwargs, output)
-        if not self._learns(unit):
-            with torch.no_grad():
-                self._method.observe(activity, self._run)
-            return
-        with torch.enable_grad():
-            signal = self._method.signal(activity, self._run)
-            gradients = {} if signal is None else _gradients(unit, signal, output, self._run)
-        torch.set_grad_enabled(False)
+        learns, view = self._learns(unit), self._view
+        self._view = None  # the algorithm may call the unit's module by itself
+        try:
+            if not learns:
+                with torch.no_grad():
+                    self._method.observe(activity, self._run)
+                return
+            with torch.enable_grad():
+                signal = self._method.signal(activity, self._run)
+                gradients = {} if signal is None else _gradients(unit, signal, output, self._run)
+            torch.set_grad_enabled(False)
+        finally:
+            self._view = view
         for parameter, gradient in gradients.items():
             before = self._stash.get(parameter)
             self._stash[parameter] = gradient if before is None else before + gradient
