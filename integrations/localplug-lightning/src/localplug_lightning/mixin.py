@@ -75,11 +75,13 @@ class LocalPlugMixin:
 
     def _evaluate_only(self) -> None:
         """validate(), test() or predict(): a checkpoint is read for its weights, and for what the method predicts by."""
-        if self._restored is not None:
-            self._method.load_state_dict(self._restored["method"])
-            self._restored = None
+        restored, self._restored = self._restored, None
         module = self.lightning_module  # type: ignore[attr-defined]
-        self._run = Run(module, trainable(module), self._seed)
+        run = Run(module, trainable(module), self._seed)
+        if self._method.predicting(run) is not None:  # of all others the checkpoint's state may be another method's
+            self._run = run
+            if restored is not None:
+                self._method.load_state_dict(restored["method"])
 
     def _start(self, trainer: Any) -> None:
         if self.engine is not None:
