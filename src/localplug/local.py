@@ -162,9 +162,9 @@ class LocalMethod(Method, abc.ABC):
         """The units in the order in which the forward pass reaches them; the last one learns from the trainer's loss."""
         units = partition(run.model, self.units, kind=self.kind, joins_head=self.joins_head)
         if self._num_classes is None:
-            linear = [m for m in units[-1].module.modules() if isinstance(m, nn.Linear)]
-            tail = [m for m in run.model.modules() if isinstance(m, nn.Linear)] if self.joins_head else linear
-            self.K = tail[-1].out_features if tail else None
+            end = run.model if self.joins_head else units[-1].module
+            linear = [m for m in end.modules() if isinstance(m, nn.Linear)]
+            self.K = linear[-1].out_features if linear else None
         return units
 
     @final

@@ -6,6 +6,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from localplug.checks import trainable
 from localplug.contract import Method, Prediction, Run
 from localplug.recipes import method as make_method
 
@@ -30,7 +31,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.model = model
         self._method = make_method(method, **options)
-        self._run = Run(model, list(model.named_parameters()), seed)
+        self._run = Run(model, trainable(model), seed)
         self._prediction()
 
     def _prediction(self) -> Prediction:

@@ -201,9 +201,9 @@ class Stream:
                 "another order than it registers them; name the units in the order of their calls with units="
             )
         unit = self._current[0]
-        owned = {id(p) for u in self.units if u.owned is not None for p in u.owned.parameters()}
-        hidden = {p: g for p, g in self._stash.items() if id(p) not in owned}
-        of_owned = {p: g for p, g in self._stash.items() if id(p) in owned}
+        owned = set(self._method.owned_parameters)
+        hidden = {p: g for p, g in self._stash.items() if p not in owned}
+        of_owned = {p: g for p, g in self._stash.items() if p in owned}
         self._stash = {}
         return _Streamed(self, unit, list(leaves), hidden, of_owned, learns=self._method.learns(unit, self._run))
 
@@ -253,27 +253,27 @@ def _probed(unit: Unit, parameters: list[nn.Parameter], signal: Signal, run: Run
     """Two-sided SPSA inside the unit: g = mean over directions of (J(w + eps z) - J(w - eps z)) / (2 eps) z."""
     assert signal.closure is not None
     eps, start = signal.eps, [p.clone() for p in parameters]
-    gradients = {p: torch.zeros_like(p) for p in parameters}
+    gradients = [
+        torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), memory_format=torch.contiguous_format)
+        for p in parameters
+    ]
     for direction in range(signal.num_directions):
-        z = [
-            noise.normal(
-                noise.stream(run.seed, run.step, direction, f"{unit.name} {i}"), 0, p.numel(), p.device
-            ).view_as(p)
-            for i, p in enumerate(parameters)
-        ]
+        keys = [noise.stream(run.seed, run.step, direction, f"{unit.name} {i}") for i in range(len(parameters))]
         losses = []
         try:
             for sign in (1, -1):
-                for p, w, z_p in zip(parameters, start, z, strict=True):
-                    p.copy_(w + sign * eps * z_p)
+                for p, w, g, key in zip(parameters, start, gradients, keys, strict=True):
+                    moved = w.to(g.dtype, copy=True).contiguous()
+                    noise.add_normal_(moved, key, 0, sign * eps)
+                    p.copy_(moved)
                 losses.append(float(signal.closure()))
         finally:
             for p, w in zip(parameters, start, strict=True):
                 p.copy_(w)
         slope = (losses[0] - losses[1]) / (2 * eps * signal.num_directions)
-        for p, z_p in zip(parameters, z, strict=True):
-            gradients[p].add_(z_p.to(p.dtype), alpha=slope)
-    return gradients
+        for g, key in zip(gradients, keys, strict=True):
+            noise.add_normal_(g, key, 0, slope)
+    return {p: g.to(p.dtype) for p, g in zip(parameters, gradients, strict=True)}
 
 
 @final
