@@ -77,6 +77,21 @@ class LocalMethod(Method, abc.ABC):
         """
         return x
 
+    def local_inputs(
+        self, unit: Unit, inputs: tuple[Any, ...], kwargs: dict[str, Any], view: View, run: Run
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What enters a unit's module in the place of all that it was called with, detached: a graph's edges, a mask.
+
+        By default its first tensor goes through `local_input`, and the rest stays. Called without gradients.
+        """
+        for place, value in enumerate(inputs):
+            if isinstance(value, Tensor):
+                return (*inputs[:place], self.local_input(unit, value, view, run), *inputs[place + 1 :]), kwargs
+        for key, value in kwargs.items():
+            if isinstance(value, Tensor):
+                return inputs, {**kwargs, key: self.local_input(unit, value, view, run)}
+        return inputs, kwargs
+
     def learns(self, unit: Unit, run: Run) -> bool:
         """Whether a unit learns in this step; one that does not runs without a graph."""
         return True

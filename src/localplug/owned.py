@@ -44,6 +44,8 @@ class Owned:
 
     def gather(self, gradients: dict[nn.Parameter, Tensor]) -> None:
         """Average one micro-batch's gradients with those before it in this step."""
+        if all(p.grad is None for p in gradients):
+            self._num_batches = 0  # whatever came before was given up
         self._num_batches += 1
         n = self._num_batches
         for parameter, gradient in gradients.items():

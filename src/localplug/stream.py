@@ -107,7 +107,7 @@ class Stream:
                 raise _Enough
             args, kwargs = _detached(args), _detached(kwargs)
             with torch.no_grad():
-                args, kwargs = self._local_input(unit, args, kwargs)
+                args, kwargs = self._method.local_inputs(unit, args, kwargs, self._view, self._run)
             self._current = (unit, args, kwargs)
             if not self._is_predicting:
                 torch.set_grad_enabled(self._records(unit))
@@ -132,18 +132,6 @@ class Stream:
             return None
 
         return after
-
-    def _local_input(self, unit: Unit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The inputs, with what the algorithm makes of the first tensor among them."""
-        assert self._view is not None
-        for place, value in enumerate(args):
-            if isinstance(value, Tensor):
-                given = self._method.local_input(unit, value, self._view, self._run)
-                return (*args[:place], given, *args[place + 1 :]), kwargs
-        for key, value in kwargs.items():
-            if isinstance(value, Tensor):
-                return args, {**kwargs, key: self._method.local_input(unit, value, self._view, self._run)}
-        return args, kwargs
 
     def _learns(self, unit: Unit) -> bool:
         assert self._view is not None

@@ -11,10 +11,22 @@ be expected to fail only with a reason: override it with @pytest.mark.xfail(reas
 
 import pytest
 
-pytest.register_assert_rewrite(*(f"localplug.testing.{room}" for room in ("local", "method", "update_rule")))
+pytest.register_assert_rewrite(
+    *(f"localplug.testing.{room}" for room in ("local", "local_method", "method", "update_rule"))
+)
 
 from localplug.testing.local import LocalLossTests, TargetGeneratorTests  # noqa: E402
+from localplug.testing.local_method import LocalMethodTests  # noqa: E402
 from localplug.testing.method import MethodTests  # noqa: E402
+from localplug.testing.problem import CurvedProblem, Problem  # noqa: E402
 from localplug.testing.update_rule import UpdateRuleTests  # noqa: E402
 
-__all__ = ["LocalLossTests", "MethodTests", "TargetGeneratorTests", "UpdateRuleTests"]
+__all__ = [
+    "CurvedProblem",
+    "LocalLossTests",
+    "LocalMethodTests",
+    "MethodTests",
+    "Problem",
+    "TargetGeneratorTests",
+    "UpdateRuleTests",
+]
