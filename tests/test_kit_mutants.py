@@ -252,9 +252,9 @@ MUTANTS = [
      {"p.grad.sign()": "self.__dict__.setdefault('m', torch.zeros_like(p)).add_(p.grad).sign()"}),
     # target generators
     ("draws from the global random state", "projection", "leaves_the_global_random_state_alone",
-     {"noise.uniform(stream, 0, K * D, device)": "torch.rand(K * D).add_(0 * stream)"}),
+     {"matrix(seed, ": "torch.rand(1).mul_(0) + matrix(seed, "}),
     ("ignores the seed", "projection", "is_a_function_of_seed_and_unit",
-     {"noise.stream(seed,": "noise.stream(0,"}),
+     {"matrix(seed, ": "matrix(0, "}),
     ("ignores the unit", "projection", "is_a_function_of_seed_and_unit",
      {"unit.index,": "0,"}),
     ("keeps the first seed's targets", "projection", "is_a_function_of_seed_and_unit",

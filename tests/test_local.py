@@ -20,7 +20,7 @@ class Heads(LocalMethod):
         return "heads"
 
     def owns(self, unit, output, run):
-        return seeded(lambda: nn.Linear(output.shape[-1], self.K, bias=False), output, seed=run.seed, name=unit.name)
+        return seeded(lambda: nn.Linear(output.shape[-1], self.K, bias=False), output, seed=run.seed, name=unit.key)
 
     def signal(self, activity, run):
         labels = self.class_labels(run, activity.output.device)
@@ -194,5 +194,31 @@ def test_block_units_of_a_language_model():
     ]
 
 
+def test_a_frozen_head_is_in_no_unit():
+    """With adapters the last block is a unit of its own, whether it would be joined to a head or not."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    llama = LlamaForCausalLM(
+        LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, vocab_size=20)
+    )
+    for name, p in llama.named_parameters():
+        p.requires_grad_("q_proj" in name)
+    for joins_head in (False, True):
+        names = [u.name for u in partition(llama, kind="block", joins_head=joins_head)]
+        assert names == ["model.layers.0", "model.layers.1", "model.layers.2"]
+
+
 def test_public_names():
     assert localplug.View().ends == "loss" and localplug.Predictor is Predictor
+
+
+def test_an_optimizer_that_has_no_twin_is_refused_before_training():
+    class Named(torch.optim.SGD):
+        def __init__(self, parameters, label):
+            super().__init__(parameters, lr=0.1)
+            self.label = label
+
+    net = network()
+    with pytest.raises(localplug.Unsupported, match="a second Named cannot be made"):
+        Engine(net, Heads(), Named(net.parameters(), "mine"))
+    Engine(net, localplug.method("tpsgd"), Named(net.parameters(), "mine"))  # owns nothing

@@ -23,7 +23,7 @@ class Heads(LocalMethod):
         return "heads"
 
     def owns(self, unit, output, run):
-        return seeded(lambda: nn.Linear(output.shape[-1], self.K), output, seed=run.seed, name=unit.name)
+        return seeded(lambda: nn.Linear(output.shape[-1], self.K), output, seed=run.seed, name=unit.key)
 
     def signal(self, activity, run):
         labels = self.class_labels(run, activity.output.device)

@@ -158,6 +158,8 @@ class Attachment:
         engine.alarms.wasted_buckets(wasted_buckets() - engine.num_shown)
         engine.run.targets = self._targets(args, kwargs) if self._targets else None
         engine.run.shape = _shape(args, kwargs)
+        num_items = kwargs.get("num_items_in_batch")
+        engine.run.num_items = None if num_items is None else float(num_items)
         stack = contextlib.ExitStack()
         stack.enter_context(engine.evaluating())
         estimating = engine.method.estimate(engine.run)

@@ -34,6 +34,9 @@ class Run:
     """The trainer's optimizer, where the engine was given it or while it applies a step; the learning rate is its."""
     targets: Any = None
     """The labels of the batch in work, for methods that need them; None where the trainer did not hand them over."""
+    num_items: float | None = None
+    """What the trainer divides the loss of the batch in work by, where it hands that to the model: the labels that count in all
+    micro-batches of the step (`num_items_in_batch`)."""
     shape: tuple[int, ...] = ()
     """Of `input_ids`, or else of the first tensor, that the model is called with for the batch in work; () where a closure
     evaluates it."""

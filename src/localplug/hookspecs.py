@@ -19,8 +19,10 @@ def localplug_methods():
     Returns {name: class or factory of localplug.Method}; its keyword arguments are the user's options.
     Asked when a method is looked up by name. Used by localplug-zo (mezo, zo, zo-sgd, zo-sgd-momentum, zo-sgd-sign,
     zo-sgd-conservative, zo-adam, zo-scalar-adam, forward-grad, hizoo, lozo, subzero, tezo, sparse-mezo,
-    random-sparse-zo, lezo, block-zo, addax, elastic-zo, fzoo, svrg, es, 1.5-spsa, residual-zo, cge) and
-    localplug-tpsgd (tpsgd).
+    random-sparse-zo, lezo, block-zo, addax, elastic-zo, fzoo, svrg, es, 1.5-spsa, residual-zo, cge), localplug-tpsgd
+    (tpsgd, drtp, dfa, fa), localplug-forward (ff, mono-forward, cafo, pepita, softhebb, phyll), localplug-noprop (noprop-dt,
+    noprop-ct, noprop-fm), localplug-greedy (predsim, dgl, infopro) and localplug-graph (graph-sf, graph-ff-la, graph-ff-vn,
+    graph-top2loss, graph-top2input).
 
     Example:
         @localplug.hookimpl
@@ -122,11 +124,26 @@ def localplug_update_rules():
 
 
 @hookspec
+def localplug_solvers():
+    """Give solvers: they make a network from the whole data set at once, without steps.
+
+    Returns {name: class or factory}; its keyword arguments are the user's options, and what it makes is called as
+    solver(inputs, targets).
+    Asked by `localplug.solver(name)`. Used by localplug-convex (relu-admm, relu-scp).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_solvers():
+            return {"relu-admm": "localplug_convex.admm:ADMM"}
+    """
+
+
+@hookspec
 def localplug_commands():
     """Give subcommands of the `localplug` command line.
 
     Returns {name: callable(list of argument strings) -> exit status}. Asked when the command line does not know the
-    word itself. Used by localplug-transformers (demo).
+    word itself. Used by localplug-transformers (demo) and localplug-ternary (ternarize).
 
     Example:
         @localplug.hookimpl

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from localplug.contract import Estimating, Groups, Method, Prediction, Run
-from localplug.owned import Owned
+from localplug.errors import Unsupported
+from localplug.owned import Owned, twin
 from localplug.signals import Activity, Signal, View
 from localplug.stream import Stream
 from localplug.units import Kind, Unit, partition
@@ -32,7 +33,7 @@ class LocalMethod(Method, abc.ABC):
         units: names of the modules that start a unit (* and ? match), in the order of their calls; see localplug.partition.
         kind: "layer", "block" or "model": where units start if `units` does not say so.
         joins_head: whether the head belongs to the last hidden unit; see localplug.partition.
-        num_classes: K; by default the number of outputs of the model's last Linear.
+        num_classes: K; by default the number of outputs of the last layer that says how many it has.
 
     Attributes:
         views: the passes of a step, in order. The last one is the trainer's own and ends in the loss; the others break off.
@@ -178,14 +179,14 @@ class LocalMethod(Method, abc.ABC):
         units = partition(run.model, self.units, kind=self.kind, joins_head=self.joins_head)
         if self._num_classes is None:
             end = run.model if self.joins_head else units[-1].module
-            linear = [m for m in end.modules() if isinstance(m, nn.Linear)]
-            self.K = linear[-1].out_features if linear else None
+            widths = [w for m in end.modules() if isinstance(w := _width(m), int)]
+            self.K = widths[-1] if widths else None
         return units
 
     @final
     def owned_of(self, unit: Unit, output: Tensor, run: Run) -> nn.Module | None:
         """The module that the algorithm owns in a unit, made when it is first asked for."""
-        return self.owned_modules.of(unit.name, lambda: self.owns(unit, output, run))
+        return self.owned_modules.of(unit.key, lambda: self.owns(unit, output, run))
 
     @property
     def owned_parameters(self) -> list[nn.Parameter]:
@@ -214,6 +215,11 @@ class LocalMethod(Method, abc.ABC):
             found.append(f"parameters {left[:5]} belong to no unit and would never learn; name more units with units=")
         if self.K is None and self.needs_targets:
             found.append("the number of classes does not follow from the last unit; pass num_classes=")
+        if type(self).owns is not LocalMethod.owns and run.optimizer is not None:
+            try:
+                twin(run.optimizer, [nn.Parameter(torch.zeros(1))])
+            except Unsupported as error:
+                found.append(str(error))
         return found + self.unit_problems(units, run)
 
     @final
@@ -279,6 +285,11 @@ class LocalMethod(Method, abc.ABC):
         self.owned_modules.load_state_dict(state.get("owned", {}))
         if "own" in state:
             self.load_own_state(state["own"])
+
+
+def _width(module: nn.Module) -> object:
+    """How many outputs a layer has, as torch's and torch-geometric's layers say."""
+    return getattr(module, "out_features", None) or getattr(module, "out_channels", None)
 
 
 def uncovered(run: Run, units: Sequence[Unit]) -> list[str]:

@@ -42,17 +42,22 @@ class Owned:
             self.modules[name] = made
         return self.modules[name]
 
-    def gather(self, gradients: dict[nn.Parameter, Tensor]) -> None:
-        """Average one micro-batch's gradients with those before it in this step."""
+    def gather(self, gradients: dict[nn.Parameter, Tensor], share: float | None = None) -> None:
+        """Add one micro-batch's gradients to those before it in this step.
+
+        Args:
+            share: what the micro-batch counts; by default micro-batches are averaged.
+        """
         if all(p.grad is None for p in gradients):
             self._num_batches = 0  # whatever came before was given up
         self._num_batches += 1
         n = self._num_batches
+        before, now = ((n - 1) / n, 1 / n) if share is None else (1.0, share)
         for parameter, gradient in gradients.items():
             if parameter.grad is None:
-                parameter.grad = gradient / n
+                parameter.grad = gradient * now
             else:
-                parameter.grad.mul_((n - 1) / n).add_(gradient, alpha=1 / n)
+                parameter.grad.mul_(before).add_(gradient, alpha=now)
 
     def step(self, optimizer: torch.optim.Optimizer | None) -> None:
         """One optimizer step with what was gathered; none if that is not finite.

@@ -27,6 +27,7 @@ KINDS = (
     "objectives",
     "target_generators",
     "local_losses",
+    "solvers",
     "commands",
 )
 # Names of ours that live in a distribution which may not be installed; the hint is ours, never built from what was typed.
@@ -38,7 +39,25 @@ _DISTRIBUTIONS = {
         layers accuracy f1 sgd momentum adam scalar sign trainer trainer-streamed
     """,
     "localplug-tpsgd": """
-        tpsgd projection l1 l2
+        tpsgd drtp dfa fa projection l1 l2
+    """,
+    "localplug-forward": """
+        ff mono-forward cafo pepita softhebb phyll
+    """,
+    "localplug-noprop": """
+        noprop-dt noprop-ct noprop-fm
+    """,
+    "localplug-greedy": """
+        predsim dgl infopro
+    """,
+    "localplug-graph": """
+        graph-ff-la graph-ff-vn graph-sf graph-top2input graph-top2loss
+    """,
+    "localplug-convex": """
+        relu-admm relu-scp
+    """,
+    "localplug-ternary": """
+        ternarize
     """,
     "localplug-transformers": """
         demo

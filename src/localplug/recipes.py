@@ -110,6 +110,18 @@ def objective(name: str | Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
+def solver(name: str, **options: Any) -> Callable[..., Any]:
+    """A solver by name, made with its options: a callable(inputs, targets) that fits a network to the whole data set.
+
+    Raises:
+        TypeError: an option that it does not have, or the plugin's is not callable.
+    """
+    made = _made(get(name, "solvers"), name, options)
+    if not callable(made):
+        raise TypeError(f"the plugin's {name!r} made {made!r}, which cannot be called with (inputs, targets)")
+    return made
+
+
 def _part(name: Any, kind: str, what: type[Any], options: dict[str, Any]) -> Any:
     if isinstance(name, what):
         if options:

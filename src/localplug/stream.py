@@ -36,7 +36,7 @@ class Stream:
     """The hooks on the units' modules, and the gradients that wait for the trainer's backward."""
 
     def __init__(self, method: "LocalMethod", units: list[Unit], run: Run) -> None:
-        self._method, self._run = method, run
+        self._method, self.run = method, run
         self.units = units
         self._view: View | None = None  # None: calls of the modules are nobody's business
         self._is_predicting = False
@@ -107,7 +107,7 @@ class Stream:
                 raise _Enough
             args, kwargs = _detached(args), _detached(kwargs)
             with torch.no_grad():
-                args, kwargs = self._method.local_inputs(unit, args, kwargs, self._view, self._run)
+                args, kwargs = self._method.local_inputs(unit, args, kwargs, self._view, self.run)
             self._current = (unit, args, kwargs)
             if not self._is_predicting:
                 torch.set_grad_enabled(self._records(unit))
@@ -124,24 +124,24 @@ class Stream:
                 return _detached(output)
             if self._view.ends == "output":
                 with torch.no_grad():
-                    self._method.top(unit, _first_float(output).detach(), self._run)
+                    self._method.top(unit, _first_float(output).detach(), self.run)
                 raise _Enough
             if self._is_predicting:
                 with torch.no_grad():
-                    return self._method.scores(_first_float(output).detach(), self._run)
+                    return self._method.scores(_first_float(output).detach(), self.run)
             return None
 
         return after
 
     def _learns(self, unit: Unit) -> bool:
         assert self._view is not None
-        return self._view.learns and not self._is_predicting and self._method.learns(unit, self._run)
+        return self._view.learns and not self._is_predicting and self._method.learns(unit, self.run)
 
     def _records(self, unit: Unit) -> bool:
         """Whether autograd records this unit in this view."""
         assert self._view is not None
         if unit.is_last:
-            return self._view.ends == "loss" and self._method.learns(unit, self._run)
+            return self._view.ends == "loss" and self._method.learns(unit, self.run)
         return self._learns(unit) and self._method.needs_graph(unit)
 
     def _close_current(self, arriving: Any) -> None:
@@ -156,18 +156,18 @@ class Stream:
             return
         assert self._view is not None
         output = _first_float(arriving)
-        unit.owned = self._method.owned_of(unit, output, self._run)
+        unit.owned = self._method.owned_of(unit, output, self.run)
         activity = Activity(unit, self._view, args, kwargs, output)
         learns, view = self._learns(unit), self._view
         self._view = None  # the algorithm may call the unit's module by itself
         try:
             if not learns:
                 with torch.no_grad():
-                    self._method.observe(activity, self._run)
+                    self._method.observe(activity, self.run)
                 return
             with torch.enable_grad():
-                signal = self._method.signal(activity, self._run)
-                gradients = {} if signal is None else _gradients(unit, signal, output, self._run)
+                signal = self._method.signal(activity, self.run)
+                gradients = {} if signal is None else _gradients(unit, signal, output, self.run)
             torch.set_grad_enabled(False)
         finally:
             self._view = view
@@ -193,11 +193,20 @@ class Stream:
         hidden = {p: g for p, g in self._stash.items() if p not in owned}
         of_owned = {p: g for p, g in self._stash.items() if p in owned}
         self._stash = {}
-        return _Streamed(self, unit, list(leaves), hidden, of_owned, learns=self._method.learns(unit, self._run))
+        return _Streamed(self, unit, list(leaves), hidden, of_owned, learns=self._method.learns(unit, self.run))
 
-    def gather_owned(self, gradients: Gradients) -> None:
-        """One micro-batch's gradients of the modules that the algorithm owns."""
-        self._method.owned_modules.gather(gradients)
+    def gather_owned(self, gradients: Gradients, share: float | None) -> None:
+        """One micro-batch's gradients of the modules that the algorithm owns; see Owned.gather."""
+        self._method.owned_modules.gather(gradients, share)
+
+
+def _share(run: Run) -> float | None:
+    """The share of this micro-batch in the labels of its step; None where the trainer does not divide the loss by those."""
+    if run.num_items is None or not isinstance(run.targets, Tensor):
+        return None
+    labels = run.targets
+    counted = labels.numel() if labels.is_floating_point() else int((labels != -100).sum())
+    return counted / run.num_items
 
 
 def _detached(tree: Any) -> Any:
@@ -246,7 +255,7 @@ def _probed(unit: Unit, parameters: list[nn.Parameter], signal: Signal, run: Run
         for p in parameters
     ]
     for direction in range(signal.num_directions):
-        keys = [noise.stream(run.seed, run.step, direction, f"{unit.name} {i}") for i in range(len(parameters))]
+        keys = [noise.stream(run.seed, run.step, direction, f"{unit.key} {i}") for i in range(len(parameters))]
         losses = []
         try:
             for sign in (1, -1):
@@ -274,12 +283,14 @@ class _Streamed(Estimate):
         self.values = []
         self._stream, self._unit, self._leaves, self._learns = stream, unit, leaves, learns
         self._hidden, self._owned = hidden, owned
+        self._share = _share(stream.run)
         device = leaves[0].device.type
         self._is_scaled = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
     def pull_back(self, leaf_gradients: Sequence[Tensor | None]) -> None:
-        """Move everything to .grad. A loss that is a leaf scales the hidden units as it scales the last one (a trainer
-        divides it by the number of micro-batches); with a loss made outside, micro-batches are averaged."""
+        """Move everything to .grad. A loss that is a leaf scales the hidden units as it scales the last one: a trainer divides
+        it by the number of micro-batches, or the model divides it by the labels of them all, and hidden units then count by
+        their share of those. With a loss made outside, micro-batches are averaged."""
         pairs = [(leaf, g) for leaf, g in zip(self._leaves, leaf_gradients, strict=True) if g is not None]
         losses = [g for leaf, g in pairs if leaf.dim() == 0]
         if self._is_scaled and not losses:
@@ -291,13 +302,13 @@ class _Streamed(Estimate):
             self._stream.micro_batches = 0  # a new step, or zero_grad() after a micro-batch that was given up
         self._stream.micro_batches += 1
         n = self._stream.micro_batches if not losses else 1
-        scale = float(losses[0]) if losses else 1.0 / n
+        scale = float(losses[0]) * (1.0 if self._share is None else self._share) if losses else 1.0 / n
         for parameter, gradient in self._hidden.items():
             if parameter.grad is None:
                 parameter.grad = gradient.mul(scale if losses else 1.0)
             else:
                 parameter.grad.mul_(1.0 if losses else (n - 1) / n).add_(gradient, alpha=scale)
-        self._stream.gather_owned(self._owned)
+        self._stream.gather_owned(self._owned, self._share if losses else None)
         pairs = [(leaf, g) for leaf, g in pairs if leaf.requires_grad]
         if self._learns and pairs:
             roots, weights = [leaf for leaf, _ in pairs], [g for _, g in pairs]

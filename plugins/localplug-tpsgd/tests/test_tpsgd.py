@@ -104,7 +104,7 @@ def test_recurrent_units_are_truncated_to_one_step(kind, time):
             return self.out(self.rnn(x)[0][:, -1])
 
     model, x, y = Net(), torch.randn(5, 7, 4), torch.randint(0, 3, (5,))
-    outputs = recurrent.one_step_outputs(model.rnn, (x,))
+    outputs = recurrent.truncated_outputs(model.rnn, (x,))
     torch.testing.assert_close(outputs[-1].transpose(0, 1), model.rnn(x)[0], atol=1e-6, rtol=1e-5)
     engine, found = gradients(model, x, y, TPSGD(time=time))
     unit = engine.method.partition(engine.run)[0]
@@ -261,3 +261,33 @@ def test_what_it_refuses_and_says():
     with pytest.raises(localplug.Unsupported, match="does not depend on it; choose coarser units"):
         engine.evaluate(lambda: F.cross_entropy(parallel(x), y), targets=y)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("truncation", [1, 3, 7])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_gradient_goes_back_through_as_many_time_steps_as_asked_for(kind, truncation):
+    """Equal to torch's own layer, called on pieces of the sequence with detached states between them."""
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.out = kind(4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.out(self.rnn(x)[0][:, -1])
+
+    model, x, y = Net(), torch.randn(5, 7, 4), torch.randint(0, 3, (5,))
+    engine, found = gradients(model, x, y, TPSGD(truncation=truncation))
+    unit = engine.method.partition(engine.run)[0]
+    pieces, state = [], None
+    for piece in x.split(truncation, 1):
+        h, state = model.rnn(piece, state)
+        state = tuple(s.detach() for s in state) if kind is nn.LSTM else state.detach()
+        pieces.append(h)
+    h_BTH = torch.cat(pieces, 1)
+    part = localplug.Unit(unit.index * 1000, f"{unit.name}.0", unit.module, unit.parameters)
+    t = engine.method.targets.generate(F.one_hot(y, 3).float(), h_BTH.detach(), unit=part, seed=0)
+    expected = torch.autograd.grad(losses.l2(h_BTH, t), list(model.rnn.parameters()))
+    for (name, _), e in zip(model.rnn.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(found[f"rnn.{name}"], e, atol=1e-6, rtol=1e-4)

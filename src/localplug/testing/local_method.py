@@ -254,7 +254,7 @@ class LocalMethodTests(MethodTests):
         found = self._gradients(problem)
         names = {id(p): n for n, p in problem.model.named_parameters()}
         return [
-            ({names[id(p)] for p in unit.parameters} | {n for n in found if n.startswith(f"owned {unit.name}.")})
+            ({names[id(p)] for p in unit.parameters} | {n for n in found if n.startswith(f"owned {unit.key}.")})
             & found.keys()
             for unit in self._partition(problem)
         ]
@@ -274,7 +274,7 @@ def saved_elements(model: nn.Module, inputs: tuple[Any, ...] = ()) -> Iterator[l
 
     class Kept:
         def __init__(self, tensor: Tensor) -> None:
-            self.tensor = tensor
+            self.tensor = tensor.detach()  # a saved output would hold its own graph
             live[0] += tensor.numel()
             peak[0] = max(peak[0], live[0])
 

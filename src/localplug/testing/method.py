@@ -136,10 +136,11 @@ class MethodTests:
 
             def fails(problem: Problem = problem, calls: list[int] = calls, failing: int = failing) -> torch.Tensor:
                 calls[0] += 1
-                loss = problem.loss()
-                if calls[0] == failing:
-                    raise RuntimeError("out of memory")
-                return loss
+                try:
+                    return problem.loss()
+                finally:  # also of an evaluation that the method breaks off
+                    if calls[0] == failing:
+                        raise RuntimeError("out of memory")
 
             with pytest.raises(RuntimeError, match="out of memory"):
                 problem.engine.step(fails, problem.optimizer, targets=problem.labels_B)

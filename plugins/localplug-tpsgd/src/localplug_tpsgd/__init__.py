@@ -1,6 +1,7 @@
-"""Target projection for localplug: every layer learns from a random projection of the label, layer by layer.
+"""Learning from projected targets and errors for localplug: tpSGD, DRTP, DFA and FA, one file each.
 
-tpsgd (localplug_tpsgd.tpsgd), the target generator projection, the local losses l1 and l2.
+The target generator projection, the local losses l1 and l2. What they share: feedback (fixed random matrices) and recurrent
+(layers truncated to one step).
 """
 
 import localplug
@@ -8,7 +9,12 @@ import localplug
 
 @localplug.hookimpl
 def localplug_methods():
-    return {"tpsgd": "localplug_tpsgd.tpsgd:TPSGD"}
+    return {
+        "tpsgd": "localplug_tpsgd.tpsgd:TPSGD",
+        "drtp": "localplug_tpsgd.drtp:DRTP",
+        "dfa": "localplug_tpsgd.dfa:DFA",
+        "fa": "localplug_tpsgd.fa:FA",
+    }
 
 
 @localplug.hookimpl

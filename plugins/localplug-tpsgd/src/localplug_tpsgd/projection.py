@@ -9,7 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from localplug import TargetGenerator, Unit, noise
+from localplug import TargetGenerator, Unit
+from localplug_tpsgd.feedback import matrix
 
 
 @final
@@ -48,7 +49,5 @@ class TargetProjection(TargetGenerator):
     def _projection(self, K: int, D: int, unit: Unit, seed: int, device: torch.device) -> Tensor:
         key = (seed, unit.index, K, D, device)
         if key not in self._cache:
-            stream = noise.stream(seed, 0, unit.index, "target projection")
-            P_KD = noise.uniform(stream, 0, K * D, device).view(K, D)
-            self._cache[key] = P_KD.mul_(2).sub_(1).mul_(self.scale)
+            self._cache[key] = matrix(seed, unit.index, "target projection", (K, D), self.scale, device)
         return self._cache[key]

@@ -1,13 +1,17 @@
-"""Recurrent layers truncated to one step: the gradient of h_s through W alone, with x_s and h_{s-1} held constant.
+"""Recurrent layers truncated in time: by default the gradient of h_s through W alone, with x_s and h_{s-1} held constant.
 
-All time steps are evaluated at once: the states are taken from a pass without a graph, and one batched step from each
+One step is taken at all times at once: the states are taken from a pass without a graph, and one batched step from each
 constant (x_s, h_{s-1}) to h_s carries the only graph. Equations as in torch.nn.RNN, GRU and LSTM.
 
 Shapes: T time steps, B examples, D inputs, H hidden units; everything here is (T, B, ...).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from localplug import Unit
 
 
 def _weights(module: nn.RNNBase, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -49,11 +53,15 @@ def states(module: nn.RNNBase, layer: int, x_TBD: Tensor, h_BH: Tensor, c_BH: Te
     return torch.stack(before_h), torch.stack(before_c), torch.stack(after)
 
 
-def one_step_outputs(module: nn.RNNBase, inputs: tuple[object, ...]) -> list[Tensor]:
-    """h of every layer at every step, (T, B, H) each, with the graph of one step: d h_s / d W at constant x_s, h_{s-1}.
+def truncated_outputs(module: nn.RNNBase, inputs: tuple[object, ...], steps: int = 1) -> list[Tensor]:
+    """h of every layer at every step, (T, B, H) each, whose gradient goes back through up to `steps` time steps.
+
+    With 1 it is d h_s / d W at constant x_s and h_{s-1}; with more, states are constants at every steps-th time step only. A
+    layer's input is constant in either case.
 
     Args:
         inputs: as the module was called with: the input, and maybe the initial state.
+        steps: >= 1.
     """
     x = inputs[0]
     assert isinstance(x, Tensor)
@@ -61,10 +69,20 @@ def one_step_outputs(module: nn.RNNBase, inputs: tuple[object, ...]) -> list[Ten
     h_LBH, c_LBH = _initial(module, inputs[1] if len(inputs) > 1 else None, x_TBD)
     outputs = []
     for layer in range(module.num_layers):
-        before_h, before_c, after = states(module, layer, x_TBD, h_LBH[layer], c_LBH[layer])
-        h_TBH, _ = step(module, layer, x_TBD, before_h, before_c)
+        h_BH, c_BH = h_LBH[layer], c_LBH[layer]
+        if steps == 1:
+            before_h, before_c, _ = states(module, layer, x_TBD, h_BH, c_BH)
+            h_TBH, _ = step(module, layer, x_TBD, before_h, before_c)
+        else:
+            found = []
+            for s, x_BD in enumerate(x_TBD):
+                if s % steps == 0:
+                    h_BH, c_BH = h_BH.detach(), c_BH.detach()
+                h_BH, c_BH = step(module, layer, x_BD, h_BH, c_BH)
+                found.append(h_BH)
+            h_TBH = torch.stack(found)
         outputs.append(h_TBH)
-        x_TBD = after
+        x_TBD = h_TBH.detach()
     return outputs
 
 
@@ -90,3 +108,12 @@ def problems(module: nn.RNNBase, name: str) -> list[str]:
     if isinstance(module, nn.LSTM) and module.proj_size:
         found.append(f"{name!r} has proj_size={module.proj_size}; use proj_size=0")
     return found
+
+
+def unsupported(rule: str, units: Sequence[Unit]) -> list[str]:
+    """A reason for each recurrent unit, of a rule that goes through a layer once."""
+    return [
+        f"{unit.name!r} is recurrent, and {rule} would go back through time in it; use tpsgd, which is truncated to one step"
+        for unit in units
+        if isinstance(unit.module, nn.RNNBase) and not unit.is_last
+    ]

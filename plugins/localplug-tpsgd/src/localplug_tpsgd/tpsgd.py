@@ -9,7 +9,7 @@ Unit i computes y_i = sigma(W_i y_{i-1} + b_i). With fixed random P_i and the la
     W_i <- W_i - eta dJ_i/dW_i,   dJ_i/dW_i = (dJ_i/dy_i . sigma'(z_i)) y_{i-1}^T       y_{i-1} held constant
 
 dJ_i/dW_i is a vector-Jacobian product inside the unit, for linear, convolutional and any other units; a recurrent
-unit's is truncated to one step (localplug_tpsgd.recurrent). Nothing flows from one unit to another.
+unit's is truncated to one time step, or to some (localplug_tpsgd.recurrent). Nothing flows from one unit to another.
 """
 
 from collections.abc import Sequence
@@ -53,6 +53,8 @@ class TPSGD(LocalMethod):
         unit_steps: optimizer steps of each unit under the sequential schedule, >= 1.
         time: where a recurrent unit has its target, at "all" steps or at the "last" one. (The paper's text that we could
             read does not say which.)
+        truncation: time steps that the gradient goes back through inside a recurrent unit, >= 1. 1 is local in time as well;
+            more is local in depth only, and keeps the states of so many steps.
         units: names of the modules that start a unit (* and ? match), in the order of their calls; by default every
             layer with weights starts one.
         num_classes: K; by default the number of outputs of the last unit, if that is a Linear.
@@ -79,6 +81,7 @@ class TPSGD(LocalMethod):
         schedule: Literal["simultaneous", "sequential"] = "simultaneous",
         unit_steps: int | None = None,
         time: Literal["all", "last"] = "all",
+        truncation: int = 1,
         units: Sequence[str] | None = None,
         num_classes: int | None = None,
     ) -> None:
@@ -97,6 +100,8 @@ class TPSGD(LocalMethod):
             wrong.append(f"unit_steps must be at least 1, got {unit_steps!r}")
         if time not in ("all", "last"):
             wrong.append(f'time must be "all" or "last", got {time!r}')
+        if not (isinstance(truncation, int) and truncation >= 1):
+            wrong.append(f"truncation (time steps) must be an integer of at least 1, got {truncation!r}")
         if num_classes is not None and not num_classes >= 1:
             wrong.append(f"num_classes must be at least 1, got {num_classes!r}")
         if wrong:
@@ -105,7 +110,8 @@ class TPSGD(LocalMethod):
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
         self._loss, self._delta = local_loss(loss), _CLOSED_FORM.get(loss) if isinstance(loss, str) else None
         self.targets = target_generator(target, **({"scale": scale} if target == "projection" else {}))
-        self.scale, self.schedule, self.unit_steps, self.time = scale, schedule, unit_steps, time
+        self.scale, self.schedule, self.unit_steps = scale, schedule, unit_steps
+        self.time, self.truncation = time, truncation
 
     def describe(self) -> str:
         when = (
@@ -144,7 +150,7 @@ class TPSGD(LocalMethod):
         self, unit: Unit, module: nn.RNNBase, inputs: tuple[Any, ...], y_BK: Tensor, run: Run
     ) -> Tensor:
         J = y_BK.new_zeros(())
-        for layer, h_TBH in enumerate(recurrent.one_step_outputs(module, inputs)):
+        for layer, h_TBH in enumerate(recurrent.truncated_outputs(module, inputs, self.truncation)):
             h_BTH = (h_TBH if self.time == "all" else h_TBH[-1:]).transpose(0, 1)
             part = Unit(unit.index * 1000 + layer, f"{unit.name}.{layer}", module, unit.parameters)
             with torch.no_grad():
