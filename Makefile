@@ -1,7 +1,7 @@
 # `make demo` fine-tunes a real language model without backpropagation; `make test` runs the whole suite.
 PYTHON ?= python3
 BIN := .venv/bin
-MEMBERS := plugins/localplug-zo plugins/localplug-tpsgd integrations/localplug-transformers integrations/localplug-lightning
+MEMBERS := plugins/localplug-zo plugins/localplug-tpsgd plugins/localplug-forward plugins/localplug-noprop plugins/localplug-greedy plugins/localplug-graph plugins/localplug-convex plugins/localplug-ternary integrations/localplug-transformers integrations/localplug-lightning
 PROJECTS := pyproject.toml $(MEMBERS:%=%/pyproject.toml) constraints.txt requirements-dev.txt
 
 .PHONY: venv demo test lint types wheels

@@ -39,13 +39,12 @@ def broken(monkeypatch, caplog):
 def test_plugins_lists_each_with_its_distribution_and_what_it_gives(capsys):
     assert main(["plugins"]) == 0
     lines = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
-    zo = lines[-1][-1]
-    assert lines == [
-        ["tpsgd", "localplug-tpsgd", localplug.__version__,
-         "methods: tpsgd; target generators: projection; local losses: l1, l2"],
-        ["transformers", "localplug-transformers", localplug.__version__, "commands: demo"],
-        ["zo", "localplug-zo", localplug.__version__, zo],
-    ]  # fmt: skip
+    gives = {name: given for name, _, _, given in lines}
+    names = ["convex", "forward", "graph", "greedy", "noprop", "ternary", "tpsgd", "transformers", "zo"]
+    assert [line[:3] for line in lines] == [[name, f"localplug-{name}", localplug.__version__] for name in names]
+    assert gives["tpsgd"] == "methods: dfa, drtp, fa, tpsgd; target generators: projection; local losses: l1, l2"
+    assert gives["transformers"] == "commands: demo" and gives["convex"] == "solvers: relu-admm, relu-scp"
+    zo = gives["zo"]
     kinds = dict(part.split(": ") for part in zo.split("; "))
     assert list(kinds) == ["methods", "estimators", "perturbations", "update rules", "objectives"]
     assert {"mezo", "lozo"} < set(kinds["methods"].split(", ")) and "zo-sgd-sign" in kinds["update rules"].split(", ")
@@ -55,13 +54,14 @@ def test_plugins_as_json_has_one_schema_for_every_plugin(capsys, monkeypatch, br
     monkeypatch.setenv("LOCALPLUG_BLOCK", "tpsgd")
     assert main(["plugins", "--json"]) == 1
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert list(rows) == ["broken", "tpsgd", "transformers", "zo"]
+    fine = ["convex", "forward", "graph", "greedy", "noprop", "ternary", "transformers", "zo"]
+    assert list(rows) == sorted([*fine, "broken", "tpsgd"])
     for row in rows.values():
         assert list(row) == ["name", "distribution", "version", "status", "reason", "gives"]
         assert all(isinstance(row[key], str) for key in ("distribution", "version", "reason"))
         assert (row["status"] == "ok") == bool(row["gives"]) == (not row["reason"])
     assert {name: row["status"] for name, row in rows.items()} == {
-        "broken": "failed", "tpsgd": "blocked", "transformers": "ok", "zo": "ok",
+        "broken": "failed", "tpsgd": "blocked", **dict.fromkeys(fine, "ok"),
     }  # fmt: skip
     gives = rows["zo"]["gives"]
     assert list(gives) == ["methods", "estimators", "perturbations", "update_rules", "objectives"]
@@ -125,7 +125,7 @@ def test_a_command_of_a_plugin_gets_the_words_after_it_and_gives_the_exit_status
     [
         ("demmo", "no command named 'demmo'; did you mean 'demo'?"),
         ("plugin", "built in: plugins, hooks"),
-        ("xyz", "installed: demo; `localplug plugins` lists everything; built in: plugins, hooks"),
+        ("xyz", "installed: demo, ternarize; `localplug plugins` lists everything; built in: plugins, hooks"),
     ],
 )
 def test_an_unknown_command_exits_with_2_and_a_hint(capsys, word, hint):

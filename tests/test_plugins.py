@@ -137,9 +137,9 @@ def test_a_blocked_plugin_is_listed_and_is_not_imported(install, monkeypatch):
 def test_only_the_listed_plugins_are_loaded(install, monkeypatch):
     install("bad", "1 / 0")
     monkeypatch.setenv("LOCALPLUG_PLUGINS", "zo")
-    assert {p.name: p.status for p in localplug.installed()} == {
-        "bad": "blocked", "tpsgd": "blocked", "transformers": "blocked", "zo": "ok",
-    }  # fmt: skip
+    statuses = {p.name: p.status for p in localplug.installed()}
+    assert {"bad", "tpsgd", "transformers", "zo"} < set(statuses)
+    assert {name for name, status in statuses.items() if status != "blocked"} == {"zo"} and statuses["zo"] == "ok"
     assert found("tpsgd").reason == "not in LOCALPLUG_PLUGINS"
     assert localplug.get("mezo")
     monkeypatch.setenv("LOCALPLUG_PLUGINS", "")

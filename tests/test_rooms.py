@@ -28,6 +28,12 @@ KIT_MAY_IMPORT = {"torch", "localplug", "pytest"}
 MEMBER_MAY_IMPORT = {
     "localplug_zo": {"localplug", "torch", "numpy"},  # numpy: the released MeZO draws its seeds with it
     "localplug_tpsgd": {"localplug", "torch"},
+    "localplug_forward": {"localplug", "torch"},
+    "localplug_noprop": {"localplug", "torch"},
+    "localplug_greedy": {"localplug", "torch"},
+    "localplug_graph": {"localplug", "torch", "torch_geometric"},
+    "localplug_convex": {"localplug", "torch"},
+    "localplug_ternary": {"localplug", "torch", "transformers", "safetensors", "tqdm", "peft", "gguf"},
     "localplug_transformers": {"localplug", "torch", "transformers"},
     "localplug_lightning": {"localplug", "torch", "lightning", "pytorch_lightning", "torchmetrics"},
 }
