@@ -147,7 +147,7 @@ def test_views_may_see_more_examples_than_the_batch_has():
 class Probed(Heads):
     prediction = ()
 
-    def needs_graph(self, unit):
+    def needs_graph(self, unit, view):
         return False
 
     def signal(self, activity, run):

@@ -93,11 +93,11 @@ class LocalMethod(Method, abc.ABC):
                 return inputs, {**kwargs, key: self.local_input(unit, value, view, run)}
         return inputs, kwargs
 
-    def learns(self, unit: Unit, run: Run) -> bool:
-        """Whether a unit learns in this step; one that does not runs without a graph."""
+    def learns(self, unit: Unit, view: View, run: Run) -> bool:
+        """Whether a unit learns in this step, in a view that learns; one that does not runs without a graph."""
         return True
 
-    def needs_graph(self, unit: Unit) -> bool:
+    def needs_graph(self, unit: Unit, view: View) -> bool:
         """Whether autograd should record a hidden unit's forward; False if its signal does without."""
         return True
 

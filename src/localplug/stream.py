@@ -135,14 +135,14 @@ class Stream:
 
     def _learns(self, unit: Unit) -> bool:
         assert self._view is not None
-        return self._view.learns and not self._is_predicting and self._method.learns(unit, self.run)
+        return self._view.learns and not self._is_predicting and self._method.learns(unit, self._view, self.run)
 
     def _records(self, unit: Unit) -> bool:
         """Whether autograd records this unit in this view."""
         assert self._view is not None
         if unit.is_last:
-            return self._view.ends == "loss" and self._method.learns(unit, self.run)
-        return self._learns(unit) and self._method.needs_graph(unit)
+            return self._view.ends == "loss" and self._method.learns(unit, self._view, self.run)
+        return self._learns(unit) and self._method.needs_graph(unit, self._view)
 
     def _close_current(self, arriving: Any) -> None:
         """The current unit's output is complete: let it learn, and free its graph."""
@@ -188,12 +188,13 @@ class Stream:
                 f"the forward pass did not end in the last unit {self.units[-1].name!r}: the model calls its modules in "
                 "another order than it registers them; name the units in the order of their calls with units="
             )
-        unit = self._current[0]
+        unit, view = self._current[0], self._view
+        assert view is not None
         owned = set(self._method.owned_parameters)
         hidden = {p: g for p, g in self._stash.items() if p not in owned}
         of_owned = {p: g for p, g in self._stash.items() if p in owned}
         self._stash = {}
-        return _Streamed(self, unit, list(leaves), hidden, of_owned, learns=self._method.learns(unit, self.run))
+        return _Streamed(self, unit, list(leaves), hidden, of_owned, learns=self._method.learns(unit, view, self.run))
 
     def gather_owned(self, gradients: Gradients, share: float | None) -> None:
         """One micro-batch's gradients of the modules that the algorithm owns; see Owned.gather."""

@@ -96,7 +96,7 @@ class CaFo(LocalMethod):
             else "updates by the trainer's optimizer"
         )
 
-    def needs_graph(self, unit: Unit) -> bool:
+    def needs_graph(self, unit: Unit, view: View) -> bool:
         return False  # a head's graph starts at the unit's output
 
     def owns(self, unit: Unit, output: Tensor, run: Run) -> nn.Module:

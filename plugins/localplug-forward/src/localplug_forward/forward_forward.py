@@ -120,7 +120,6 @@ class ForwardForward(LocalMethod):
         self.prediction = (PREDICTED_NEUTRAL,) if inference == "classifier" else (EVERY_LABEL, PREDICTED_NEUTRAL)
         self.views = (CONTRAST, READOUT if inference == "classifier" and readout == "layers" else NEUTRAL)
         self._num_hidden = 0
-        self._contrasts = False  # whether the unit that is called next is to be told apart by goodness
         self._means: dict[str, Tensor] = {}  # m_l (n_l,)
         self._gathered: dict[str, tuple[Tensor, int]] = {}  # sum of the micro-batches' means in this step, their number
         self._scores: Tensor | None = None
@@ -149,11 +148,10 @@ class ForwardForward(LocalMethod):
             self._num_hidden = len(self._stream.units) - 1
         return self._num_hidden
 
-    def needs_graph(self, unit: Unit) -> bool:
-        return self._contrasts  # a readout's graph starts at the unit's output
+    def needs_graph(self, unit: Unit, view: View) -> bool:
+        return view == CONTRAST  # a readout's graph starts at the unit's output
 
     def local_input(self, unit: Unit, x: Tensor, view: View, run: Run) -> Tensor:
-        self._contrasts = view == CONTRAST
         if unit.index == 0:
             x = labelled(x, view, self, run, start=self.label_start, value=self.label_value)
         return rms_normalised(x)

@@ -99,7 +99,7 @@ class PEPITA(LocalMethod):
                 found.append(f"{unit.name!r} must pad by a number of zeros; give padding as integers")
         return found
 
-    def needs_graph(self, unit: Unit) -> bool:
+    def needs_graph(self, unit: Unit, view: View) -> bool:
         return False
 
     def local_input(self, unit: Unit, x: Tensor, view: View, run: Run) -> Tensor:

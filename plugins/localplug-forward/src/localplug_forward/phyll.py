@@ -157,7 +157,7 @@ class PhyLL(LocalMethod):
             return [f"there is no wrong label among {self.K} classes; pass num_classes="]
         return []
 
-    def needs_graph(self, unit: Unit) -> bool:
+    def needs_graph(self, unit: Unit, view: View) -> bool:
         return self.probe == "autograd" and self.inner_steps == 1
 
     def local_input(self, unit: Unit, x: Tensor, view: View, run: Run) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from localplug import Activity, LocalMethod, Run, Signal, Unit, noise
+from localplug import Activity, LocalMethod, Run, Signal, Unit, View, noise
 
 
 @final
@@ -101,13 +101,13 @@ class SoftHebb(LocalMethod):
                 )
         return found
 
-    def learns(self, unit: Unit, run: Run) -> bool:
+    def learns(self, unit: Unit, view: View, run: Run) -> bool:
         if self.unit_steps is None:
             return True
         turn = run.step // self.unit_steps
         return unit.index == turn or (unit.is_last and turn > unit.index)
 
-    def needs_graph(self, unit: Unit) -> bool:
+    def needs_graph(self, unit: Unit, view: View) -> bool:
         return False
 
     @torch.no_grad()

@@ -125,7 +125,7 @@ class LabelAppending(LocalMethod):
     def unit_problems(self, units: Sequence[Unit], run: Run) -> list[str]:
         return calls.problems(units, run, adds_edges=False)
 
-    def learns(self, unit: Unit, run: Run) -> bool:
+    def learns(self, unit: Unit, view: View, run: Run) -> bool:
         return schedules.has_turn(unit, run, self.unit_steps)
 
     def local_input(self, unit: Unit, x: Tensor, view: View, run: Run) -> Tensor:

@@ -136,7 +136,6 @@ class TopToInput(LocalMethod):
         self._y_N: Tensor | None = None
         self._shown_N: Tensor | None = None  # y where the top layer sees it, else -100
         self._names: list[str] = []
-        self._parity = 0  # of the layers that are renewed in the view in work
         self._p_NK: list[Tensor] = []
 
     def describe(self) -> str:
@@ -150,8 +149,8 @@ class TopToInput(LocalMethod):
         )
         return found + calls.problems(units, run, adds_edges=True)
 
-    def learns(self, unit: Unit, run: Run) -> bool:
-        return unit.is_last or unit.index % 2 == self._parity
+    def learns(self, unit: Unit, view: View, run: Run) -> bool:
+        return unit.is_last or unit.index % 2 == _parity(view)
 
     # ---- what a layer sees ------------------------------------------------------------------------------------------
 
@@ -162,7 +161,6 @@ class TopToInput(LocalMethod):
         if view.name == "clean" or unit.is_last or not (is_step or self.classes):
             return inputs, kwargs
         given = calls.node_features(inputs, kwargs)
-        self._parity = 0 if view.name.startswith("even") else 1
         if unit.index == 0:
             self._begin(view, given, run, is_step=is_step)
             below = given
@@ -225,7 +223,7 @@ class TopToInput(LocalMethod):
         if parity == "clean" or not (step == "" or self.classes):
             return
         unit, output = activity.unit, activity.output
-        is_turn, is_step = unit.index % 2 == self._parity, not step
+        is_turn, is_step = unit.index % 2 == _parity(activity.view), not step
         if not is_turn and self._state(unit.index, len(output), is_step=is_step) is not None:
             return
         (self._renewed if is_step else self._predicted)[unit.key] = output.clone()  # or its first state, out of turn
@@ -249,3 +247,8 @@ class TopToInput(LocalMethod):
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         self.states, self.classes = dict(state["states"]), dict(state["classes"])
+
+
+def _parity(view: View) -> int:
+    """Of the numbers of the layers that are renewed in a view."""
+    return 0 if view.name.startswith("even") else 1

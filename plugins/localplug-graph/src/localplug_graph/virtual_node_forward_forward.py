@@ -127,7 +127,7 @@ class VirtualNodeForwardForward(LocalMethod):
     def unit_problems(self, units: Sequence[Unit], run: Run) -> list[str]:
         return calls.problems(units, run, adds_edges=True)
 
-    def learns(self, unit: Unit, run: Run) -> bool:
+    def learns(self, unit: Unit, view: View, run: Run) -> bool:
         return schedules.has_turn(unit, run, self.unit_steps)
 
     def local_inputs(

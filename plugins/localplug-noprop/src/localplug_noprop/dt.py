@@ -82,7 +82,7 @@ class NoPropDT(LocalMethod):
     def unit_problems(self, units: Any, run: Run) -> list[str]:
         return draws.net_problems(run, NoPropNet, [unit.module for unit in units])
 
-    def learns(self, unit: Unit, run: Run) -> bool:
+    def learns(self, unit: Unit, view: View, run: Run) -> bool:
         if isinstance(unit.module, Posterior):
             return False  # it has no weights
         if unit.is_last or self.block_steps is None:
@@ -99,7 +99,7 @@ class NoPropDT(LocalMethod):
         t = net.num_blocks if unit.is_last else unit.index  # block t + 1 has the index t
         W_KD = net.embedding
         # A learned W_embed is the unit's own, and the sample is made of it: its graph begins here, where the unit's does.
-        with torch.set_grad_enabled(self.learns(unit, run)):
+        with torch.set_grad_enabled(self.learns(unit, view, run)):
             u_BD = W_KD[self.class_labels(run, W_KD.device)]
             eps_BD = draws.normal(run, t, (u_BD.shape[0], u_BD.shape[1]), u_BD)
             z_BD = draws.mixed(net.alpha_bar[t], u_BD, eps_BD)

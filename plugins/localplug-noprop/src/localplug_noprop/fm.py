@@ -73,7 +73,7 @@ class NoPropFM(LocalMethod):
     def unit_problems(self, units: Any, run: Run) -> list[str]:
         return draws.net_problems(run, NoPropFMNet, [unit.module for unit in units])
 
-    def learns(self, unit: Unit, run: Run) -> bool:
+    def learns(self, unit: Unit, view: View, run: Run) -> bool:
         return unit.index == 0
 
     def local_inputs(
@@ -87,7 +87,7 @@ class NoPropFM(LocalMethod):
         if unit.is_last:
             return inputs, kwargs
         # A learned W_embed is the unit's own, and z_t is made of it: its graph begins here, where the unit's does.
-        with torch.set_grad_enabled(self.learns(unit, run)):
+        with torch.set_grad_enabled(self.learns(unit, view, run)):
             z_0_BD, u_BD, t_B = self._ends(net, run)
             z_BD = t_B[:, None] * u_BD + (1 - t_B)[:, None] * z_0_BD
         if isinstance(unit.module, Extrapolation):

@@ -26,6 +26,7 @@ from localplug import (
     Signal,
     TargetGenerator,
     Unit,
+    View,
     local_loss,
     target_generator,
 )
@@ -126,13 +127,13 @@ class TPSGD(LocalMethod):
                 found += recurrent.problems(unit.module, unit.name)
         return found
 
-    def learns(self, unit: Unit, run: Run) -> bool:
+    def learns(self, unit: Unit, view: View, run: Run) -> bool:
         if self.unit_steps is None:
             return True
         turn = run.step // self.unit_steps
         return unit.index == turn or (unit.is_last and turn > unit.index)
 
-    def needs_graph(self, unit: Unit) -> bool:
+    def needs_graph(self, unit: Unit, view: View) -> bool:
         return not unit.is_recurrent
 
     def signal(self, activity: Activity, run: Run) -> Signal:
