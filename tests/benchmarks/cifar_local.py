@@ -1,9 +1,11 @@
 """Local losses on a part of CIFAR-10 against backpropagation: accuracy, saved memory and time of a small convolutional network.
 
     python tests/benchmarks/cifar_local.py [--data ../shared/data] [--epochs 10] [--seed 0] [--only NAME ...]
+    python tests/benchmarks/cifar_local.py --vgg11 --name cifar_vgg11 --only backprop "last layer" tpsgd
 
 4,000 training images, of which the last 500 are for validation, and 1,000 test images; flipped at random in training. Five
-convolutions with batch norm and ReLU (16, 32, 32, 64, 64 channels, three poolings) and a linear read-out. Adam, batch 100, the
+convolutions with batch norm and ReLU (16, 32, 32, 64, 64 channels, three poolings) and a linear read-out; with --vgg11 the
+eight convolutions and five poolings of VGG-11, a quarter as wide (16 ... 128). Adam, batch 100, the
 learning rate up over the first tenth of the steps and then down to 0 in a straight line.
 
 Rows: backprop; last layer (the rest stays as it began); predsim, dgl, infopro and tpsgd, each convolution a unit of its
@@ -19,7 +21,6 @@ import json
 import pathlib
 import sys
 import time
-import zlib
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ import localplug
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from block_local_lm import saved_bytes
-
+from cifar import images
 from record import RESULTS, save
 
 BATCH, VALIDATION = 100, 500
@@ -43,65 +44,28 @@ ROWS = {
 }
 
 
-def pixels(file):
-    """An 8-bit RGB or RGBA image in PNG, as (height, width, 3)."""
-    raw, at, packed = file.read_bytes(), 8, b""
-    while at < len(raw):
-        size, kind = int.from_bytes(raw[at : at + 4], "big"), raw[at + 4 : at + 8]
-        part = raw[at + 8 : at + 8 + size]
-        at += 12 + size
-        if kind == b"IHDR":
-            width, height = int.from_bytes(part[:4], "big"), int.from_bytes(part[4:8], "big")
-            depth, colour, interlaced, num = part[8], part[9], part[12], {2: 3, 6: 4}[part[9]]
-            assert (depth, interlaced) == (8, 0), (depth, colour, interlaced)
-        elif kind == b"IDAT":
-            packed += part
-    lines = zlib.decompress(packed)
-    rows, above, stride = [], bytearray(width * num), width * num
-    for y in range(height):
-        start = y * (stride + 1)
-        rows.append(above := unfiltered(lines[start], bytearray(lines[start + 1 : start + 1 + stride]), above, num))
-    flat = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8)
-    return flat.view(height, width, num)[:, :, :3]
-
-
-def unfiltered(kind, line, above, num):
-    """One line of a PNG from what its filter left: sub, up, average or Paeth of the neighbours before and above."""
-    for i in range(len(line)) if kind else ():
-        a, b, c = (line[i - num] if i >= num else 0), above[i], (above[i - num] if i >= num else 0)
-        if kind == 4:
-            p = a + b - c
-            near = min((abs(p - a), 0, a), (abs(p - b), 1, b), (abs(p - c), 2, c))[2]
-        else:
-            near = (0, a, b, (a + b) // 2)[kind]
-        line[i] = (line[i] + near) & 255
-    return line
-
-
 def read(data):
     """(x, y) for training, validation and test, the images with mean 0 and deviation 1 in each colour."""
-    import numpy
-
-    labels = numpy.load(data / "cifar10/cifar10_lossless_labels.npz")
-    files = {"train": [f"train_{i}" for i in range(4)], "test": ["test_0"]}
-    found = {}
-    for split, names in files.items():
-        images = [pixels(data / f"cifar10/cifar10_lossless_{n}.png").reshape(1000, 32, 32, 3) for n in names]
-        found[split] = torch.cat(images).permute(0, 3, 1, 2).float() / 255, torch.tensor(labels[split]).long()
-    (x, y), (x_test, y_test) = found["train"], found["test"]
+    (x, y), (x_test, y_test) = images("train", data), images("test", data)
     mean, deviation = x[:-VALIDATION].mean((0, 2, 3), keepdim=True), x[:-VALIDATION].std((0, 2, 3), keepdim=True)
     x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
     return (x[:-VALIDATION], y[:-VALIDATION]), (x[-VALIDATION:], y[-VALIDATION:]), (x_test, y_test)
 
 
+SMALL = ((16, True), (32, False), (32, True), (64, False), (64, True))
+VGG11 = ((16, True), (32, True), (64, False), (64, True), (128, False), (128, True), (128, False), (128, True))
+CONVOLUTIONS = SMALL  # (channels, whether pooling follows)
+
+
 def network(seed):
     torch.manual_seed(seed)
     layers, channels = [], 3
-    for width, pools in ((16, True), (32, False), (32, True), (64, False), (64, True)):
+    for width, pools in CONVOLUTIONS:
         layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if pools else []
         channels = width
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 10))
+    side = 32 >> sum(pools for _, pools in CONVOLUTIONS)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side**2, 10))
 
 
 def accuracy(model, x, y):
@@ -185,8 +149,12 @@ def main():
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--only", nargs="*", default=list(ROWS))
     parser.add_argument("--name", default="cifar_local", help="of the file in results/")
+    parser.add_argument("--vgg11", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.vgg11:
+        global CONVOLUTIONS
+        CONVOLUTIONS = VGG11
     file = RESULTS / f"{args.name}.json"
     result = json.loads(file.read_text())["result"] if file.exists() else {}
     parts = read(args.data)

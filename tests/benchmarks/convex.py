@@ -26,6 +26,7 @@ from torch.nn import functional as F
 import localplug
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from cifar import images
 from record import save
 
 DATA = pathlib.Path(__file__).parents[3] / "shared/data"
@@ -108,18 +109,11 @@ def mnist():
 
 
 def cifar():
-    import numpy
-    from PIL import Image
-
-    labels = numpy.load(DATA / "cifar10/cifar10_lossless_labels.npz")
-
-    def read(split, files):
-        x = [numpy.asarray(Image.open(DATA / f"cifar10/cifar10_lossless_{split}_{i}.png")) for i in range(files)]
-        x = torch.from_numpy(numpy.concatenate([image.reshape(1000, 3072) for image in x]).copy()).float()
-        y = torch.from_numpy(labels[split].astype("int64"))
-        return x[y < 2], y[y < 2]
-
-    return *read("train", 4), *read("test", 1)
+    found = []
+    for split in ("train", "test"):
+        x, y = images(split)
+        found += [x[y < 2].flatten(1) * 255, y[y < 2]]
+    return tuple(found)
 
 
 def vowel():
