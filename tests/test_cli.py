@@ -125,7 +125,7 @@ def test_a_command_of_a_plugin_gets_the_words_after_it_and_gives_the_exit_status
     [
         ("demmo", "no command named 'demmo'; did you mean 'demo'?"),
         ("plugin", "built in: plugins, hooks"),
-        ("xyz", "installed: demo, ternarize; `localplug plugins` lists everything; built in: plugins, hooks"),
+        ("xyz", "installed: demo, export, ternarize; `localplug plugins` lists everything; built in: plugins, hooks"),
     ],
 )
 def test_an_unknown_command_exits_with_2_and_a_hint(capsys, word, hint):

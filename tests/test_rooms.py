@@ -33,7 +33,7 @@ MEMBER_MAY_IMPORT = {
     "localplug_greedy": {"localplug", "torch"},
     "localplug_graph": {"localplug", "torch", "torch_geometric"},
     "localplug_convex": {"localplug", "torch"},
-    "localplug_ternary": {"localplug", "torch", "transformers", "safetensors", "tqdm", "peft", "gguf"},
+    "localplug_ternary": {"localplug", "torch", "transformers", "safetensors", "tqdm", "peft", "gguf", "numpy"},
     "localplug_transformers": {"localplug", "torch", "transformers"},
     "localplug_lightning": {"localplug", "torch", "lightning", "pytorch_lightning", "torchmetrics"},
 }

@@ -143,7 +143,8 @@ def localplug_commands():
     """Give subcommands of the `localplug` command line.
 
     Returns {name: callable(list of argument strings) -> exit status}. Asked when the command line does not know the
-    word itself. Used by localplug-transformers (demo) and localplug-ternary (ternarize).
+    word itself. Used by localplug-transformers (demo) and localplug-ternary (export,
+    ternarize).
 
     Example:
         @localplug.hookimpl

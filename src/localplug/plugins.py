@@ -57,7 +57,7 @@ _DISTRIBUTIONS = {
         relu-admm relu-scp
     """,
     "localplug-ternary": """
-        ternarize
+        export ternarize
     """,
     "localplug-transformers": """
         demo

@@ -69,4 +69,4 @@ def __getattr__(name: str) -> Any:
 
 @localplug.hookimpl
 def localplug_commands() -> dict[str, str]:
-    return {"ternarize": "localplug_ternary.command:main"}
+    return {"ternarize": "localplug_ternary.command:main", "export": "localplug_ternary.export.command:main"}

@@ -4,6 +4,8 @@ Each export lists everything that stands against it before it writes anything, r
 model, and leaves no half-written folder.
 """
 
+from localplug_ternary.export.bitnet import bitnet
+from localplug_ternary.export.gguf import gguf
 from localplug_ternary.export.plain import plain
 
-__all__ = ["plain"]
+__all__ = ["bitnet", "gguf", "plain"]

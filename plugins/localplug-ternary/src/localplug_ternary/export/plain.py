@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from localplug_ternary import quantizer
-from localplug_ternary.export.source import Source, appearing, bar, meta_copy, own_buffers, read
+from localplug_ternary.export.source import Source, appearing, bar, meta_copy, own_buffers, read, set_buffers
 from localplug_ternary.export.verify import same, same_names, same_outputs
 from localplug_ternary.selection import refuse
 
@@ -41,7 +41,8 @@ def plain(model: PreTrainedModel, out: str | os.PathLike[str]) -> pathlib.Path:
         >>> import tempfile
         >>> from transformers import AutoModelForCausalLM, LlamaConfig
         >>> from localplug_ternary import TernaryConfig, export, ternarize_
-        >>> config = LlamaConfig(vocab_size=8, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
+        >>> sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+        >>> config = LlamaConfig(vocab_size=8, **sizes)
         >>> model = ternarize_(AutoModelForCausalLM.from_config(config), TernaryConfig(group_size=64))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     written = export.plain(model, folder + "/plain")
@@ -61,7 +62,8 @@ def plain(model: PreTrainedModel, out: str | os.PathLike[str]) -> pathlib.Path:
 def config_with_biases(source: Source) -> tuple[Any, list[str]]:
     """The configuration of the ordinary model, and names of biases that it has no place for even so."""
     config = copy.deepcopy(source.model.config)
-    for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
+    parts: list[Any] = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
+    for part in parts:
         if hasattr(part, "quantization_config"):
             del part.quantization_config
     config.dtype = source.model.dtype
@@ -108,9 +110,7 @@ def filled(model: PreTrainedModel, made: PreTrainedModel, tensors: dict[str, Ten
         if name.endswith(".bias") and name not in tensors:
             tensors[name] = torch.zeros(t.shape, dtype=model.dtype, device=model.device)
     made.load_state_dict(tensors, assign=True)
-    for name, buffer in own_buffers(model).items():
-        owner, _, last = name.rpartition(".")
-        setattr(made.get_submodule(owner), last, buffer)
+    set_buffers(made, own_buffers(model))
     made.tie_weights()
     made.generation_config = copy.deepcopy(model.generation_config)
     return made

@@ -1,4 +1,4 @@
-"""What there is to export: the packed layers of a model and its other tensors, and a folder that appears whole or not at all."""
+"""What there is to export, packed layers and other tensors, and a folder that appears whole or not at all."""
 
 import contextlib
 import dataclasses
@@ -45,10 +45,10 @@ def read(what: str, model: Any, out: str | os.PathLike[str]) -> Source:
     if pathlib.Path(out).exists() and not (pathlib.Path(out).is_dir() and not any(pathlib.Path(out).iterdir())):
         wrong.append(f"{os.fspath(out)!r} exists already and is no empty folder")
     layers: dict[str, PackedTernaryLinear] = {}
-    unfinished = []
+    adapted, unfinished = [], []
     for name, module in model.named_modules():
         if hasattr(module, "lora_A"):
-            wrong.append(f"{name!r} has adapters, which no export holds; unload them")
+            adapted.append(name)
         elif isinstance(module, TernaryLinear):
             if not module.method.is_ternary(module.progress):
                 unfinished.append(name)
@@ -61,10 +61,14 @@ def read(what: str, model: Any, out: str | os.PathLike[str]) -> Source:
             stored = [module.scales.detach().half(), *([] if module.bias is None else [module.bias.detach()])]
             if not all(bool(t.isfinite().all()) for t in stored):
                 wrong.append(f"{name!r} has scales too large for float16, or scales or a bias that are not finite")
+    if adapted:
+        wrong.append(
+            f"{len(adapted)} layers, such as {adapted[0]!r}, have adapters, which no export holds; unload them"
+        )
     if unfinished:
         wrong.append(
-            f"{len(unfinished)} layers, such as {unfinished[0]!r}, do not compute with ternary weights yet; train to the end, or "
-            "say set_progress_(model, 1.0) and evaluate again"
+            f"{len(unfinished)} layers, such as {unfinished[0]!r}, do not compute with ternary weights yet; train to the end, "
+            "or say set_progress_(model, 1.0) and evaluate again"
         )
     if not layers and not wrong:
         wrong.append("the model has no ternary layer; ternarize_ makes them")
@@ -112,3 +116,9 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Buffers that no checkpoint holds, such as the frequencies of rotary embeddings."""
     saved = module.state_dict().keys()
     return {name: b for name, b in module.named_buffers() if name not in saved}
+
+
+def set_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
+    for name, buffer in buffers.items():
+        owner, _, last = name.rpartition(".")
+        setattr(module.get_submodule(owner), last, buffer)

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from localplug.errors import LocalPlugError
+from localplug_ternary.export.source import own_buffers, set_buffers
 from localplug_ternary.packed import PackedTernaryLinear
 
 NUM_TOKENS = 16
@@ -47,11 +48,14 @@ def same_names(got: set[str], expected: set[str]) -> None:
         )
 
 
-def same_outputs(source: PreTrainedModel, written: PreTrainedModel, rounds_scales: bool) -> None:
+def same_outputs(
+    source: PreTrainedModel, written: PreTrainedModel, rounds_scales: bool, bound: float | None = None
+) -> None:
     """Raise unless two models answer alike. A model that does not read token ids alone is not run.
 
     Args:
         rounds_scales: the format stores scales that train in float16.
+        bound: the norm of the difference by that of the outputs, at most; by default 1e-5, or 0.02 in 16 bits.
 
     Raises:
         LocalPlugError: they do not.
@@ -60,20 +64,24 @@ def same_outputs(source: PreTrainedModel, written: PreTrainedModel, rounds_scale
         return
     with _exact(source):
         expected = outputs(source, rounded(source) if rounds_scales else {})
-    got = outputs(written.to(source.device).eval(), {})
+    nn.Module.to(written, source.device).eval()
+    set_buffers(written, own_buffers(source))  # a cast of the source has rounded its frequencies too
+    got = outputs(written, {})
     error = float((got - expected).norm() / expected.norm().clamp_min(1e-30))
-    bound = 1e-5 if source.dtype in (torch.float32, torch.float64) else 0.02
+    if bound is None:
+        bound = 1e-5 if source.dtype in (torch.float32, torch.float64) else 0.02
     if not error <= bound:
         raise LocalPlugError(
-            f"export: the written model's outputs are off by {error:.2g} of their norm (at most {bound:g} was expected); nothing "
-            "was kept. Please report this"
+            f"export: the written model's outputs are off by {error:.2g} of their norm (at most {bound:g} was expected); "
+            "nothing was kept. Please report this"
         )
 
 
 @torch.no_grad()
 def outputs(model: PreTrainedModel, tensors: dict[str, Tensor]) -> Tensor:
     """Logits, or last hidden states, in float32, with some of its parameters taken from `tensors`."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    vocabulary = embedding.weight.shape[0]
     ids_BT = torch.linspace(0, vocabulary - 1, NUM_TOKENS, device=model.device).long().unsqueeze(0)
     inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
     made: Any = torch.func.functional_call(model, tensors, (), inputs, tie_weights=False)
