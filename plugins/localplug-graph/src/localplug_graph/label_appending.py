@@ -15,14 +15,15 @@ Shapes: N nodes, D features, K classes.
 """
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from localplug import Activity, LocalMethod, Run, Signal, Unit, View
-from localplug_graph import calls, schedules
-from localplug_graph.labels import UNLABELLED, node_labels, shown, wrong_labels
+from localplug import Run, Unit, View
+from localplug_graph import calls
+from localplug_graph.goodness import GoodnessContrast
+from localplug_graph.labels import UNLABELLED
 from localplug_graph.schedules import Schedule
 
 
@@ -32,7 +33,7 @@ def with_label_columns(x_ND: Tensor, K: int) -> Tensor:
 
 
 @final
-class LabelAppending(LocalMethod):
+class LabelAppending(GoodnessContrast):
     """Forward-forward on graphs: each layer is lively where a node's appended label is true, and quiet where it is wrong.
 
         J_l = softplus(theta - g) over the positive graph + softplus(g - theta) over the negative ones
@@ -72,6 +73,8 @@ class LabelAppending(LocalMethod):
         torch.Size([4, 2])
     """
 
+    name = "graph-ff-la"
+
     def __init__(
         self,
         theta: float = 2.0,
@@ -82,51 +85,15 @@ class LabelAppending(LocalMethod):
         units: Sequence[str] | None = None,
         num_classes: int | None = None,
     ) -> None:
-        wrong = []
-        if not theta > 0:
-            wrong.append(f"theta must be positive, got {theta!r}")
-        if num_negatives is not None and not num_negatives >= 1:
-            wrong.append(f"num_negatives must be at least 1, got {num_negatives!r}")
-        if num_classes is not None and not num_classes >= 2:
-            wrong.append(f"num_classes must be at least 2, got {num_classes!r}")
-        if wrong := wrong + schedules.problems(schedule, unit_steps):
-            raise ValueError("LabelAppending: " + "; ".join(wrong))
-        super().__init__(units=units, kind="block", num_classes=num_classes)
-        self.theta, self.num_negatives, self.transductive = theta, num_negatives, transductive
-        self.schedule, self.unit_steps = schedule, unit_steps
-        self._y_N: Tensor | None = None
-        self._g_KN: list[Tensor] = []
-
-    @property
-    def views(self) -> tuple[View, ...]:  # type: ignore[override]  # their number follows from K, known with the model
-        negatives = range(1, 1 + self._num_negatives)
-        return (
-            View("positive", ends="hidden"),
-            *(View(f"negative {j}", ends="hidden") for j in negatives),
-            View("clean", learns=False),
-        )
+        super().__init__([], theta, num_negatives, transductive, schedule, unit_steps, units, num_classes)
 
     @property
     def prediction(self) -> tuple[View, ...]:  # type: ignore[override]
         *others, last = (f"class {k}" for k in range(self.K or 2))
         return (*(View(name, learns=False, ends="hidden") for name in others), View(last, learns=False))
 
-    @property
-    def _num_negatives(self) -> int:
-        return (self.K or 2) - 1 if self.num_negatives is None else self.num_negatives
-
-    def describe(self) -> str:
-        when = schedules.describe(self.unit_steps)
-        negatives = "all" if self.num_negatives is None else f"{self.num_negatives} drawn"
-        return (
-            f"graph-ff-la, theta {self.theta:g}, {negatives} wrong labels, {when}, updates by the trainer's optimizer"
-        )
-
     def unit_problems(self, units: Sequence[Unit], run: Run) -> list[str]:
         return calls.problems(units, run, adds_edges=False)
-
-    def learns(self, unit: Unit, view: View, run: Run) -> bool:
-        return schedules.has_turn(unit, run, self.unit_steps)
 
     def local_input(self, unit: Unit, x: Tensor, view: View, run: Run) -> Tensor:
         if view.name == "clean":
@@ -139,47 +106,7 @@ class LabelAppending(LocalMethod):
                 f"the first layer needs features and {self.K} label columns behind them, got {x.shape[1]} columns in all; see "
                 "localplug_graph.label_appending.with_label_columns"
             )
-        return torch.cat([x[:, : -self.K], self._appended(x, view, run)], 1)
-
-    def _appended(self, x: Tensor, view: View, run: Run) -> Tensor:
-        """a (N, K) of a view."""
-        assert self.K is not None
-        kind, _, number = view.name.partition(" ")
-        if kind == "positive":
-            self._y_N = y_N = node_labels(run.targets, len(x), self.K, x.device)
-        elif kind == "negative":
-            assert self._y_N is not None
-            y_N = wrong_labels(self._y_N, int(number), self.K, self.num_negatives, run)
-        else:
-            y_N = torch.full((len(x),), int(number), device=x.device)
-            if self.transductive and self._y_N is not None:
-                y_N = shown(self._y_N.to(x.device), y_N)
+        y_N = self.labels(x, view, run)
         a_NK = nn.functional.one_hot(y_N.clamp_min(0), self.K).to(x.dtype)
-        return a_NK.masked_fill((y_N == UNLABELLED)[:, None], 1 / self.K)
-
-    def signal(self, activity: Activity, run: Run) -> Signal:
-        assert self._y_N is not None
-        g_i = activity.output[self._y_N != UNLABELLED].float().square().sum(1)
-        if activity.view.name == "positive":
-            return Signal(loss=nn.functional.softplus(self.theta - g_i).mean())
-        return Signal(loss=nn.functional.softplus(g_i - self.theta).mean() / self._num_negatives)
-
-    def observe(self, activity: Activity, run: Run) -> None:
-        kind, _, number = activity.view.name.partition(" ")
-        if kind != "class":
-            return
-        g_N = activity.output.float().square().mean(1)
-        if activity.unit.index == 0:
-            self._g_KN = [*self._g_KN[: int(number)], g_N]
-        else:
-            self._g_KN[-1] = self._g_KN[-1] + g_N
-
-    def scores(self, output: Tensor, run: Run) -> Tensor:
-        g_KN, self._g_KN = self._g_KN, []
-        return torch.stack(g_KN, 1).to(output.dtype)
-
-    def own_state(self) -> dict[str, Any]:
-        return {"labels": self._y_N} if self.transductive and self._y_N is not None else {}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        self._y_N = state.get("labels")
+        a_NK = a_NK.masked_fill((y_N == UNLABELLED)[:, None], 1 / self.K)
+        return torch.cat([x[:, : -self.K], a_NK], 1)

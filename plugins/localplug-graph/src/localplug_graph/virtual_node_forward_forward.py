@@ -19,17 +19,16 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
 
-from localplug import Activity, LocalMethod, Run, Signal, Unit, View
-from localplug_graph import calls, schedules
-from localplug_graph.labels import UNLABELLED, node_labels, shown, wrong_labels
+from localplug import Run, Unit, View
+from localplug_graph import calls
+from localplug_graph.goodness import GoodnessContrast
 from localplug_graph.schedules import Schedule
 from localplug_graph.virtual_nodes import Edges, virtual_edges, virtual_features
 
 
 @final
-class VirtualNodeForwardForward(LocalMethod):
+class VirtualNodeForwardForward(GoodnessContrast):
     """Forward-forward on graphs: each layer is lively at nodes that are joined to their own class's virtual node.
 
         J_l = softplus(theta - g) over the positive graph + softplus(g - theta) over the negative ones
@@ -70,6 +69,8 @@ class VirtualNodeForwardForward(LocalMethod):
         torch.Size([4, 2])
     """
 
+    name = "graph-ff-vn"
+
     def __init__(
         self,
         theta: float = 2.0,
@@ -81,54 +82,17 @@ class VirtualNodeForwardForward(LocalMethod):
         units: Sequence[str] | None = None,
         num_classes: int | None = None,
     ) -> None:
-        wrong = []
-        if not theta > 0:
-            wrong.append(f"theta must be positive, got {theta!r}")
-        if num_negatives is not None and not num_negatives >= 1:
-            wrong.append(f"num_negatives must be at least 1, got {num_negatives!r}")
-        if edges not in ("to nodes", "both"):
-            wrong.append(f'edges must be "to nodes" or "both", got {edges!r}')
-        if num_classes is not None and not num_classes >= 2:
-            wrong.append(f"num_classes must be at least 2, got {num_classes!r}")
-        if wrong := wrong + schedules.problems(schedule, unit_steps):
-            raise ValueError("VirtualNodeForwardForward: " + "; ".join(wrong))
-        super().__init__(units=units, kind="block", num_classes=num_classes)
-        self.theta, self.num_negatives, self.edges = theta, num_negatives, edges
-        self.transductive, self.schedule, self.unit_steps = transductive, schedule, unit_steps
-        self._y_N: Tensor | None = None
-        self._joined_N = torch.empty(0, dtype=torch.long)
-        self._g_KN: list[Tensor] = []
-
-    @property
-    def views(self) -> tuple[View, ...]:  # type: ignore[override]  # their number follows from K, known with the model
-        negatives = range(1, 1 + self._num_negatives)
-        return (
-            View("positive", ends="hidden"),
-            *(View(f"negative {j}", ends="hidden") for j in negatives),
-            View("clean", learns=False),
-        )
+        wrong = [] if edges in ("to nodes", "both") else [f'edges must be "to nodes" or "both", got {edges!r}']
+        super().__init__(wrong, theta, num_negatives, transductive, schedule, unit_steps, units, num_classes)
+        self.edges = edges
 
     @property
     def prediction(self) -> tuple[View, ...]:  # type: ignore[override]
         classes = [View(f"class {k}", learns=False, ends="hidden") for k in range(self.K or 2)]
         return (*classes, View("clean", learns=False))
 
-    @property
-    def _num_negatives(self) -> int:
-        return (self.K or 2) - 1 if self.num_negatives is None else self.num_negatives
-
-    def describe(self) -> str:
-        when = schedules.describe(self.unit_steps)
-        negatives = "all" if self.num_negatives is None else f"{self.num_negatives} drawn"
-        return (
-            f"graph-ff-vn, theta {self.theta:g}, {negatives} wrong labels, {when}, updates by the trainer's optimizer"
-        )
-
     def unit_problems(self, units: Sequence[Unit], run: Run) -> list[str]:
         return calls.problems(units, run, adds_edges=True)
-
-    def learns(self, unit: Unit, view: View, run: Run) -> bool:
-        return schedules.has_turn(unit, run, self.unit_steps)
 
     def local_inputs(
         self, unit: Unit, inputs: tuple[Any, ...], kwargs: dict[str, Any], view: View, run: Run
@@ -138,51 +102,8 @@ class VirtualNodeForwardForward(LocalMethod):
         x = calls.node_features(inputs, kwargs)
         assert self.K is not None
         if unit.index == 0:
-            self._joined_N = self._labels(x, view, run)
+            self.labels(x, view, run)
             x = torch.cat([x, virtual_features(x, self.K, seed=run.seed)])
         else:
             x = calls.normalised(x)
-        return calls.with_edges(inputs, kwargs, x, virtual_edges(self._joined_N, self.edges))
-
-    def _labels(self, x: Tensor, view: View, run: Run) -> Tensor:
-        """The class (N,) of the virtual node that each node is joined to in a view, -100 for none."""
-        assert self.K is not None
-        kind, _, number = view.name.partition(" ")
-        if kind == "positive":
-            self._y_N = node_labels(run.targets, len(x), self.K, x.device)
-            return self._y_N
-        if kind == "negative":
-            assert self._y_N is not None
-            return wrong_labels(self._y_N, int(number), self.K, self.num_negatives, run)
-        asked_N = torch.full((len(x),), int(number), device=x.device)
-        if self.transductive and self._y_N is not None:
-            return shown(self._y_N.to(x.device), asked_N)
-        return asked_N
-
-    def signal(self, activity: Activity, run: Run) -> Signal:
-        assert self._y_N is not None
-        h_ND = activity.output[: len(self._y_N)]
-        g_i = h_ND[self._y_N != UNLABELLED].float().square().sum(1)
-        if activity.view.name == "positive":
-            return Signal(loss=nn.functional.softplus(self.theta - g_i).mean())
-        return Signal(loss=nn.functional.softplus(g_i - self.theta).mean() / self._num_negatives)
-
-    def observe(self, activity: Activity, run: Run) -> None:
-        kind, _, number = activity.view.name.partition(" ")
-        if kind != "class":
-            return
-        g_N = activity.output[: len(self._joined_N)].float().square().mean(1)
-        if activity.unit.index == 0:
-            self._g_KN = [*self._g_KN[: int(number)], g_N]
-        else:
-            self._g_KN[-1] = self._g_KN[-1] + g_N
-
-    def scores(self, output: Tensor, run: Run) -> Tensor:
-        g_KN, self._g_KN = self._g_KN, []
-        return torch.stack(g_KN, 1).to(output.dtype)
-
-    def own_state(self) -> dict[str, Any]:
-        return {"labels": self._y_N} if self.transductive and self._y_N is not None else {}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        self._y_N = state.get("labels")
+        return calls.with_edges(inputs, kwargs, x, virtual_edges(self._said_N, self.edges))
