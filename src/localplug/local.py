@@ -121,6 +121,14 @@ class LocalMethod(Method, abc.ABC):
     def stepped(self, run: Run) -> None:
         """An optimizer step is done with what the units have learned. Called without gradients."""
 
+    def unit_names(self, run: Run) -> Sequence[str] | None:
+        """Names of the modules that start a unit, in the order of their calls; None where `kind` says it. By default `units`.
+
+        Raises:
+            ValueError: the model is none that the algorithm is for; the message says which it needs.
+        """
+        return self.units
+
     def unit_problems(self, units: Sequence[Unit], run: Run) -> list[str]:
         """Every reason why these units cannot learn by this algorithm; each says what to do."""
         return []
@@ -176,7 +184,7 @@ class LocalMethod(Method, abc.ABC):
     @final
     def partition(self, run: Run) -> list[Unit]:
         """The units in the order in which the forward pass reaches them; the last one learns from the trainer's loss."""
-        units = partition(run.model, self.units, kind=self.kind, joins_head=self.joins_head)
+        units = partition(run.model, self.unit_names(run), kind=self.kind, joins_head=self.joins_head)
         if self._num_classes is None:
             end = run.model if self.joins_head else units[-1].module
             widths = [w for m in end.modules() if isinstance(w := _width(m), int)]

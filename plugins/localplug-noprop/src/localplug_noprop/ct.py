@@ -57,7 +57,7 @@ class NoPropCT(LocalMethod):
     def __init__(self, eta: float = 1.0) -> None:
         if not eta > 0:
             raise ValueError(f"NoPropCT: eta must be positive, got {eta!r}")
-        super().__init__(units=["*noprop.denoiser", "*noprop.out"])
+        super().__init__()
         self.eta = eta
 
     @property
@@ -67,8 +67,8 @@ class NoPropCT(LocalMethod):
     def describe(self) -> str:
         return f"noprop-ct, eta {self.eta:g}, updates by the trainer's optimizer"
 
-    def unit_problems(self, units: Any, run: Run) -> list[str]:
-        return draws.net_problems(run, NoPropCTNet, [unit.module for unit in units])
+    def unit_names(self, run: Run) -> list[str]:
+        return draws.unit_names(run, NoPropCTNet)
 
     def local_inputs(
         self, unit: Unit, inputs: tuple[Any, ...], kwargs: dict[str, Any], view: View, run: Run

@@ -18,16 +18,18 @@ def nets(run: Run, kind: type[Net]) -> list[Net]:
     return [module for module in run.model.modules() if isinstance(module, kind)]
 
 
-def net_problems(run: Run, kind: type[Net], units: list[nn.Module]) -> list[str]:
-    """Why these units cannot be those of the one network that the method trains."""
-    found = nets(run, kind)
+def unit_names(run: Run, kind: type[nn.Module]) -> list[str]:
+    """The names of the units of the one network that the method trains.
+
+    Raises:
+        ValueError: the model has another number of such networks.
+    """
+    found = [(name, module) for name, module in run.model.named_modules() if isinstance(module, kind)]
     if len(found) != 1:
-        return [f"the method trains one localplug_noprop.network.{kind.__name__}, the model has {len(found)}"]
-    own = found[0].noprop
-    assert isinstance(own, nn.ModuleDict)
-    if len(units) != len(own) or any(a is not b for a, b in zip(units, own.values(), strict=True)):
-        return [f"a block of the {kind.__name__} has units of its own under the name noprop; rename that attribute"]
-    return []
+        raise ValueError(f"the method trains one localplug_noprop.network.{kind.__name__}, the model has {len(found)}")
+    ((name, net),) = found
+    assert isinstance(net.noprop, nn.ModuleDict)
+    return [f"{name}.noprop.{unit}" if name else f"noprop.{unit}" for unit in net.noprop]
 
 
 def normal(run: Run, number: int, shape: tuple[int, int], like: Tensor) -> Tensor:

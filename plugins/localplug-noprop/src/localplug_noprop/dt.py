@@ -70,7 +70,7 @@ class NoPropDT(LocalMethod):
             wrong.append(f"block_steps must be at least 1, got {block_steps!r}")
         if wrong:
             raise ValueError("NoPropDT: " + "; ".join(wrong))
-        super().__init__(units=["*noprop.t[0-9][0-9][0-9]", "*noprop.posterior", "*noprop.out"])
+        super().__init__()
         self.eta, self.block_steps = eta, block_steps
 
     def describe(self) -> str:
@@ -79,8 +79,8 @@ class NoPropDT(LocalMethod):
         )
         return f"noprop-dt, eta {self.eta:g}, {turns}, updates by the trainer's optimizer"
 
-    def unit_problems(self, units: Any, run: Run) -> list[str]:
-        return draws.net_problems(run, NoPropNet, [unit.module for unit in units])
+    def unit_names(self, run: Run) -> list[str]:
+        return draws.unit_names(run, NoPropNet)
 
     def learns(self, unit: Unit, view: View, run: Run) -> bool:
         if isinstance(unit.module, Posterior):

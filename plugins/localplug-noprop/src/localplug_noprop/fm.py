@@ -60,7 +60,7 @@ class NoPropFM(LocalMethod):
     def __init__(self, anchor: float = 10.0) -> None:
         if not anchor > 0:
             raise ValueError(f"NoPropFM: anchor must be positive, got {anchor!r}")
-        super().__init__(units=["*noprop.velocity", "*noprop.extrapolation", "*noprop.out"])
+        super().__init__()
         self.anchor = anchor
 
     @property
@@ -70,8 +70,8 @@ class NoPropFM(LocalMethod):
     def describe(self) -> str:
         return f"noprop-fm, anchor {self.anchor:g} for learned embeddings, updates by the trainer's optimizer"
 
-    def unit_problems(self, units: Any, run: Run) -> list[str]:
-        return draws.net_problems(run, NoPropFMNet, [unit.module for unit in units])
+    def unit_names(self, run: Run) -> list[str]:
+        return draws.unit_names(run, NoPropFMNet)
 
     def learns(self, unit: Unit, view: View, run: Run) -> bool:
         return unit.index == 0
