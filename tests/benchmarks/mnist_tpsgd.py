@@ -1,7 +1,7 @@
 """tpSGD, DRTP, DFA and FA on full MNIST against their backprop twins: same network, data order, optimizer and epochs.
 
     python tests/benchmarks/mnist_tpsgd.py [--minutes 60] [--only mlp cnn gru "two-layer gru"] [--seeds 0 1 2] [--list]
-    python tests/benchmarks/mnist_tpsgd.py --fashion /usr/share/dataset-fashion-mnist    # the same on Fashion-MNIST
+    python tests/benchmarks/mnist_tpsgd.py --fashion /usr/share/datasets/fashion-mnist    # the same on Fashion-MNIST
 
 MLP 784-256-256-10 (tanh), CNN conv16-conv32-fc64-10 (ReLU, max pooling), GRU over the 28 rows (64 hidden, one or two layers)
 with a linear read-out of its last step. Adam, batch 128, three epochs. The learning rate, and the scale of the targets, are
