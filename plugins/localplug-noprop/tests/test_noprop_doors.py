@@ -1,4 +1,4 @@
-"""NoProp in a bare loop and under Lightning: it learns, predicts by the model itself, and goes on from a checkpoint."""
+"""NoProp in a bare loop, under a Hugging Face Trainer and under Lightning: it learns, predicts by the model, and resumes."""
 
 import logging
 
@@ -9,12 +9,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import Trainer, TrainingArguments
 
 import localplug
 from localplug_lightning import LocalPlugStrategy
 from localplug_noprop.blocks import Block
 from localplug_noprop.embeddings import one_hot, orthogonal
 from localplug_noprop.network import NoPropCTNet, NoPropFMNet, NoPropNet
+from localplug_transformers import LocalPlugCallback
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = [
@@ -126,3 +128,33 @@ def test_lightning_goes_on_from_a_checkpoint(tmp_path):
     trainer(tmp_path, 8, callbacks=[keep]).fit(resumed, loader(), ckpt_path=checkpoint, weights_only=True)
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+class Labelled(nn.Module):
+    """A network as a Trainer calls it."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.net = network(name)
+
+    def forward(self, x, labels=None):
+        logits = self.net(x)
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_hugging_face_trainer(name, tmp_path):
+    """The callback alone; what its predict gives is the inference by denoising."""
+    (steps, lr), (x, y) = STEPS[name], data(n=960)
+    model = Labelled(name)
+    rows = [{"x": a, "labels": b} for a, b in zip(x, y.tolist(), strict=True)]
+    args = TrainingArguments(
+        tmp_path, max_steps=steps, per_device_train_batch_size=240, per_device_eval_batch_size=600, learning_rate=lr,
+        lr_scheduler_type="constant", max_grad_norm=0.0, report_to=[], save_strategy="no", use_cpu=True,
+    )  # fmt: skip
+    trainer = Trainer(model, args, train_dataset=rows, callbacks=[LocalPlugCallback(name)])
+    trainer.train()
+    x, y = data(seed=2, n=600)
+    predicted = trainer.predict([{"x": a, "labels": b} for a, b in zip(x, y.tolist(), strict=True)])
+    right = float((torch.tensor(predicted.predictions).argmax(1) == y).float().mean())
+    assert right == pytest.approx(accuracy(model.net)) and right > 0.5
