@@ -20,21 +20,18 @@ Shapes: N nodes, D features, K classes.
 """
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from localplug import Activity, LocalMethod, Run, Signal, Unit, View
-from localplug_graph import calls, schedules
-from localplug_graph.calls import exchanged, node_features, normalised, with_edges
-from localplug_graph.labels import UNLABELLED, node_labels
+from localplug import Activity, Run, Signal, Unit, View
+from localplug_graph import schedules
+from localplug_graph.class_nodes import ClassNodes, log_mean
 from localplug_graph.schedules import Schedule
-from localplug_graph.virtual_nodes import virtual_edges, virtual_features
 
 
 @final
-class SingleForward(LocalMethod):
+class SingleForward(ClassNodes):
     """Each layer learns to place a node near its class's virtual node; no negative graph, no backward pass through the model.
 
         J_l = cross entropy of (h_i . c_k / tau)_k against y_i
@@ -81,55 +78,19 @@ class SingleForward(LocalMethod):
         units: Sequence[str] | None = None,
         num_classes: int | None = None,
     ) -> None:
-        wrong = []
-        if not temperature > 0:
-            wrong.append(f"temperature must be positive, got {temperature!r}")
-        if num_classes is not None and not num_classes >= 1:
-            wrong.append(f"num_classes must be at least 1, got {num_classes!r}")
-        if wrong := wrong + schedules.problems(schedule, unit_steps):
-            raise ValueError("SingleForward: " + "; ".join(wrong))
-        super().__init__(units=units, kind="block", num_classes=num_classes)
-        self.temperature, self.head, self.schedule, self.unit_steps = temperature, head, schedule, unit_steps
-        layers = View("layers", learns=False, ends="hidden" if head else "loss")
-        self.prediction = (layers, View("clean", learns=False)) if head else (layers,)
-        self.classes: dict[str, Tensor] = {}
-        """c of each layer, (K, D), as of the last step."""
-        self._y_N: Tensor | None = None
+        super().__init__(schedules.problems(schedule, unit_steps), temperature, head, units, num_classes)
+        self.schedule, self.unit_steps = schedule, unit_steps
         self._p_NK: list[Tensor] = []
 
     def describe(self) -> str:
         when = schedules.describe(self.unit_steps)
         return f"graph-sf, temperature {self.temperature:g}, {when}, updates by the trainer's optimizer"
 
-    def unit_problems(self, units: Sequence[Unit], run: Run) -> list[str]:
-        return calls.problems(units, run, adds_edges=True)
-
     def learns(self, unit: Unit, view: View, run: Run) -> bool:
         return schedules.has_turn(unit, run, self.unit_steps)
 
-    def local_inputs(
-        self, unit: Unit, inputs: tuple[Any, ...], kwargs: dict[str, Any], view: View, run: Run
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if view.name == "clean" or (view.name == "layers" and not self.classes):
-            return inputs, kwargs
-        given = node_features(inputs, kwargs)
-        x = given if unit.index == 0 else normalised(given)
-        if view.name == "layers":
-            return exchanged(inputs, kwargs, [(given, x)])
-        assert self.K is not None
-        if unit.index == 0:
-            self._y_N = node_labels(run.targets, len(x), self.K, x.device)
-            x = torch.cat([x, virtual_features(x, self.K, seed=run.seed)])
-        assert self._y_N is not None
-        return with_edges(inputs, kwargs, x, virtual_edges(self._y_N, "to virtual"))
-
     def signal(self, activity: Activity, run: Run) -> Signal:
-        assert self._y_N is not None
-        N = len(self._y_N)
-        h_ND, c_KD = activity.output[:N], activity.output[N:]
-        self.classes[activity.unit.key] = c_KD.detach().clone()
-        z_NK = h_ND @ c_KD.T / self.temperature
-        return Signal(loss=nn.functional.cross_entropy(z_NK.float(), self._y_N, ignore_index=UNLABELLED))
+        return self.told_apart(activity.output, activity.unit)
 
     def observe(self, activity: Activity, run: Run) -> None:
         name = activity.unit.key
@@ -150,10 +111,4 @@ class SingleForward(LocalMethod):
             return None
         if self.head:
             p_NK = [*p_NK, output.float().softmax(-1)]
-        return torch.stack(p_NK).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log().to(output.dtype)
-
-    def own_state(self) -> dict[str, Any]:
-        return dict(self.classes)
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        self.classes = dict(state)
+        return log_mean(p_NK, output)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from localplug import Activity, LocalMethod, Run, Signal, Unit, View, noise
 from localplug_graph import calls
+from localplug_graph.class_nodes import log_mean
 from localplug_graph.labels import UNLABELLED, node_labels
 from localplug_graph.virtual_nodes import virtual_edges, virtual_features
 
@@ -235,7 +236,7 @@ class TopToInput(LocalMethod):
         p_NK, self._p_NK, self._predicted = self._p_NK, [], {}
         if not p_NK:
             return None
-        return torch.stack(p_NK).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log().to(output.dtype)
+        return log_mean(p_NK, output)
 
     def stepped(self, run: Run) -> None:
         assert self.K is not None

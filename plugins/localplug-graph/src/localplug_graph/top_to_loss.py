@@ -16,19 +16,16 @@ Shapes: N nodes, D features, K classes.
 """
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from localplug import Activity, LocalMethod, Run, Signal, Unit, View
-from localplug_graph import calls
-from localplug_graph.labels import UNLABELLED, node_labels
-from localplug_graph.virtual_nodes import virtual_edges, virtual_features
+from localplug import Activity, Run, Signal, View
+from localplug_graph.class_nodes import ClassNodes, log_mean
 
 
 @final
-class TopToLoss(LocalMethod):
+class TopToLoss(ClassNodes):
     """Single forward with the outputs of the layers above in each layer's loss.
 
         J_l = cross entropy of (z_i . z_k / tau)_k against y_i,   Z_l = mean(H_l, sg(H_l+1), ..., sg(H_L))
@@ -72,43 +69,11 @@ class TopToLoss(LocalMethod):
         units: Sequence[str] | None = None,
         num_classes: int | None = None,
     ) -> None:
-        wrong = []
-        if not temperature > 0:
-            wrong.append(f"temperature must be positive, got {temperature!r}")
-        if num_classes is not None and not num_classes >= 1:
-            wrong.append(f"num_classes must be at least 1, got {num_classes!r}")
-        if wrong:
-            raise ValueError("TopToLoss: " + "; ".join(wrong))
-        super().__init__(units=units, kind="block", num_classes=num_classes)
-        self.temperature, self.head = temperature, head
-        layers = View("layers", learns=False, ends="hidden" if head else "loss")
-        self.prediction = (layers, View("clean", learns=False)) if head else (layers,)
-        self.classes: dict[str, Tensor] = {}
-        """Z's virtual rows of each layer, (K, D), as of the last step; in the order of the layers."""
-        self._y_N: Tensor | None = None
+        super().__init__([], temperature, head, units, num_classes)
         self._H: list[Tensor] = []
 
     def describe(self) -> str:
         return f"graph-top2loss, temperature {self.temperature:g}, updates by the trainer's optimizer"
-
-    def unit_problems(self, units: Sequence[Unit], run: Run) -> list[str]:
-        return calls.problems(units, run, adds_edges=True)
-
-    def local_inputs(
-        self, unit: Unit, inputs: tuple[Any, ...], kwargs: dict[str, Any], view: View, run: Run
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if view.name == "clean" or (view.name == "layers" and not self.classes):
-            return inputs, kwargs
-        given = calls.node_features(inputs, kwargs)
-        x = given if unit.index == 0 else calls.normalised(given)
-        if view.name == "layers":
-            return calls.exchanged(inputs, kwargs, [(given, x)])
-        assert self.K is not None
-        if unit.index == 0:
-            self._y_N = node_labels(run.targets, len(x), self.K, x.device)
-            x = torch.cat([x, virtual_features(x, self.K, seed=run.seed)])
-        assert self._y_N is not None
-        return calls.with_edges(inputs, kwargs, x, virtual_edges(self._y_N, "to virtual"))
 
     def observe(self, activity: Activity, run: Run) -> None:
         if activity.view.name == "clean":
@@ -123,12 +88,7 @@ class TopToLoss(LocalMethod):
             )
 
     def signal(self, activity: Activity, run: Run) -> Signal:
-        assert self._y_N is not None
-        Z = _mean([activity.output, *self._H[activity.unit.index + 1 :]])
-        z_ND, z_KD = Z[: len(self._y_N)], Z[len(self._y_N) :]
-        self.classes[activity.unit.key] = z_KD.detach().clone()
-        z_NK = z_ND @ z_KD.T / self.temperature
-        return Signal(loss=nn.functional.cross_entropy(z_NK.float(), self._y_N, ignore_index=UNLABELLED))
+        return self.told_apart(_mean([activity.output, *self._H[activity.unit.index + 1 :]]), activity.unit)
 
     def scores(self, output: Tensor, run: Run) -> Tensor | None:
         H, self._H = self._H, []
@@ -138,16 +98,10 @@ class TopToLoss(LocalMethod):
         for layer, z_KD in enumerate(self.classes.values()):
             z_ND = _mean(H[layer:])
             p_NK.append((z_ND @ z_KD.to(z_ND).T / self.temperature).float().softmax(-1))
-        return torch.stack(p_NK).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log().to(output.dtype)
+        return log_mean(p_NK, output)
 
     def stepped(self, run: Run) -> None:
         self._H = []
-
-    def own_state(self) -> dict[str, Any]:
-        return dict(self.classes)
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        self.classes = dict(state)
 
 
 def _mean(H: list[Tensor]) -> Tensor:
