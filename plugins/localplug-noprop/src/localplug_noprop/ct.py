@@ -19,7 +19,7 @@ from typing import Any, final
 
 import torch
 
-from localplug import Activity, LocalMethod, Run, Signal, Unit, Unsupported, View
+from localplug import Activity, LocalMethod, Run, Signal, Unit, View
 from localplug_noprop import draws
 from localplug_noprop.network import NoPropCTNet
 
@@ -73,11 +73,7 @@ class NoPropCT(LocalMethod):
     def local_inputs(
         self, unit: Unit, inputs: tuple[Any, ...], kwargs: dict[str, Any], view: View, run: Run
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        (net,) = draws.nets(run, NoPropCTNet)
-        if not net.training:
-            raise Unsupported(
-                "in evaluation mode the network calls its block many times; call model.train() to train it"
-            )
+        net = draws.net_in_training(run, NoPropCTNet)
         W_KD = net.embedding
         # W_embed and gamma are the unit's own, and the sample is made of them: its graph begins here, where the unit's does.
         with torch.enable_grad():
@@ -91,7 +87,7 @@ class NoPropCT(LocalMethod):
         return (z_BD, inputs[1], t_B), kwargs
 
     def signal(self, activity: Activity, run: Run) -> Signal:
-        (net,) = draws.nets(run, NoPropCTNet)
+        net = draws.net(run, NoPropCTNet)
         u_y_BD = net.embedding[self.class_labels(run, activity.output.device)]
         gamma_B, slope_B = net.schedule(activity.inputs[2])
         rise_B = -slope_B * torch.exp(-gamma_B)  # SNR'(t)

@@ -8,14 +8,26 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from localplug import Run, noise
+from localplug import Run, Unsupported, noise
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def nets(run: Run, kind: type[Net]) -> list[Net]:
-    """The networks of this kind in the model."""
-    return [module for module in run.model.modules() if isinstance(module, kind)]
+def net(run: Run, kind: type[Net]) -> Net:
+    """The network of this kind in the model; `unit_names` has refused a model with none or with several."""
+    return next(module for module in run.model.modules() if isinstance(module, kind))
+
+
+def net_in_training(run: Run, kind: type[Net]) -> Net:
+    """The same, of a network in continuous time.
+
+    Raises:
+        Unsupported: it is in evaluation mode.
+    """
+    found = net(run, kind)
+    if not found.training:
+        raise Unsupported("in evaluation mode the network calls its block many times; call model.train() to train it")
+    return found
 
 
 def unit_names(run: Run, kind: type[nn.Module]) -> list[str]:
@@ -27,9 +39,9 @@ def unit_names(run: Run, kind: type[nn.Module]) -> list[str]:
     found = [(name, module) for name, module in run.model.named_modules() if isinstance(module, kind)]
     if len(found) != 1:
         raise ValueError(f"the method trains one localplug_noprop.network.{kind.__name__}, the model has {len(found)}")
-    ((name, net),) = found
-    assert isinstance(net.noprop, nn.ModuleDict)
-    return [f"{name}.noprop.{unit}" if name else f"noprop.{unit}" for unit in net.noprop]
+    ((name, own),) = found
+    assert isinstance(own.noprop, nn.ModuleDict)
+    return [f"{name}.noprop.{unit}" if name else f"noprop.{unit}" for unit in own.noprop]
 
 
 def normal(run: Run, number: int, shape: tuple[int, int], like: Tensor) -> Tensor:

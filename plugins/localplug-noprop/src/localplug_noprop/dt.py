@@ -87,7 +87,7 @@ class NoPropDT(LocalMethod):
             return False  # it has no weights
         if unit.is_last or self.block_steps is None:
             return True
-        (net,) = draws.nets(run, NoPropNet)
+        net = draws.net(run, NoPropNet)
         return unit.index == run.step // self.block_steps % net.num_blocks
 
     def local_inputs(
@@ -95,7 +95,7 @@ class NoPropDT(LocalMethod):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if isinstance(unit.module, Posterior):
             return inputs, kwargs
-        (net,) = draws.nets(run, NoPropNet)
+        net = draws.net(run, NoPropNet)
         t = net.num_blocks if unit.is_last else unit.index  # block t + 1 has the index t
         W_KD = net.embedding
         # A learned W_embed is the unit's own, and the sample is made of it: its graph begins here, where the unit's does.
@@ -106,7 +106,7 @@ class NoPropDT(LocalMethod):
         return (z_BD, *inputs[1:]), kwargs
 
     def signal(self, activity: Activity, run: Run) -> Signal:
-        (net,) = draws.nets(run, NoPropNet)
+        net = draws.net(run, NoPropNet)
         t, ab = activity.unit.index + 1, net.alpha_bar
         u_y_BD = net.embedding[self.class_labels(run, activity.output.device)]
         T = net.num_blocks if self.block_steps is not None else 1  # in the mean of all L_t it cancels

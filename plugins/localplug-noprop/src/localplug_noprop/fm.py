@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from localplug import Activity, LocalMethod, Run, Signal, Unit, Unsupported, View
+from localplug import Activity, LocalMethod, Run, Signal, Unit, View
 from localplug_noprop import draws
 from localplug_noprop.network import Extrapolation, NoPropFMNet
 
@@ -79,11 +79,7 @@ class NoPropFM(LocalMethod):
     def local_inputs(
         self, unit: Unit, inputs: tuple[Any, ...], kwargs: dict[str, Any], view: View, run: Run
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        (net,) = draws.nets(run, NoPropFMNet)
-        if not net.training:
-            raise Unsupported(
-                "in evaluation mode the network calls its block many times; call model.train() to train it"
-            )
+        net = draws.net_in_training(run, NoPropFMNet)
         if unit.is_last:
             return inputs, kwargs
         # A learned W_embed is the unit's own, and z_t is made of it: its graph begins here, where the unit's does.
@@ -95,7 +91,7 @@ class NoPropFM(LocalMethod):
         return (z_BD, inputs[1], t_B), kwargs
 
     def signal(self, activity: Activity, run: Run) -> Signal:
-        (net,) = draws.nets(run, NoPropFMNet)
+        net = draws.net(run, NoPropFMNet)
         z_0_BD, u_BD, t_B = self._ends(net, run)
         v_BD = activity.output
         L = draws.distance(v_BD, u_BD - z_0_BD).mean()
