@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import localplug
 from localplug import Engine
+from localplug.testing.local_method import saved_elements
 from localplug_tpsgd import losses, recurrent
 from localplug_tpsgd.tpsgd import TPSGD
 
@@ -147,23 +148,7 @@ def test_a_units_step_does_not_depend_on_the_units_above(index):
 
 def peak_saved_elements(model, step):
     """Largest number of elements that autograd holds for a backward at one time."""
-    live, peak = [0], [0]
-
-    class Kept:
-        def __init__(self, x):
-            self.x, self.n = x, x.numel()
-            live[0] += self.n
-            peak[0] = max(peak[0], live[0])
-
-        def __del__(self):
-            live[0] -= self.n
-
-    parameters = {p.data_ptr() for p in model.parameters()}
-
-    def pack(x):
-        return x if x.data_ptr() in parameters else Kept(x)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.x if isinstance(kept, Kept) else kept):
+    with saved_elements(model) as peak:
         step()
     return peak[0]
 

@@ -221,14 +221,11 @@ class LocalMethodTests(MethodTests):
         head = list(problem.model.parameters())[-2:]
         optimizer = torch.optim.Adam(head, lr=self.learning_rate)
         for _ in range(self.learning_steps):
-            for p, g in zip(head, torch.autograd.grad(self._plain_loss(problem), head), strict=True):
+            for p, g in zip(head, torch.autograd.grad(problem.loss(), head), strict=True):
                 p.grad = g
             optimizer.step()
         problem.engine.close()
         return self._accuracy(problem.model)
-
-    def _plain_loss(self, problem: Problem) -> Tensor:
-        return nn.functional.cross_entropy(problem.model(*problem.inputs), problem.labels_B)
 
     def _accuracy(self, model: nn.Module) -> float:
         model.eval()
