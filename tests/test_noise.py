@@ -91,7 +91,7 @@ def test_many_short_streams_at_once_are_those_one_by_one():
 @pytest.mark.parametrize("offset", [0, 1, 3, 63, 64, 70, 12_345])
 def test_the_compiled_loops_give_the_bits_of_torchs_operations(num, offset, monkeypatch):
     if not noise.kernels.AVAILABLE:
-        pytest.skip("numba is not installed")
+        pytest.skip("the loops are not compiled")
     key, start = noise.stream(1, 2, 3, "w"), torch.randn(num)
     found = []
     for usable in (noise.kernels.usable, lambda _: False):

@@ -49,7 +49,7 @@ def test_the_mean_is_kept(dtype, value):
     assert abs(float(out.double().mean()) - float(torch.tensor(value))) < 4 * gap / (1 << 9) / 2 + 1e-12
 
 
-@pytest.mark.skipif(not kernels.AVAILABLE, reason="numba is not installed")
+@pytest.mark.skipif(not kernels.AVAILABLE, reason="the loops are not compiled")
 @pytest.mark.parametrize("offset", [0, 1, 6, 4_000_000_001])
 def test_compiled_loops_give_the_same_bits_as_torch(monkeypatch, offset):
     value = some_values()

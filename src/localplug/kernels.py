@@ -1,13 +1,13 @@
-"""The inner loops of the noise on a CPU, compiled by numba where it is installed: the same bits as torch's, made faster.
+"""The inner loops of the noise on a CPU, compiled from csrc/loops.c when the package was installed: the same bits as torch's.
 
-Without numba (the extra `localplug[fast]`) every function here is absent (`AVAILABLE` is False), and localplug.noise works
-in torch operations alone.
+Without a C compiler, and without a wheel that holds them, there are none (`AVAILABLE` is False), and localplug.noise works in
+torch operations alone, which takes about four times as long.
 """
 
+import ctypes
 import functools
-import importlib
-import importlib.util
 import logging
+import pathlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,17 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-AVAILABLE = importlib.util.find_spec("numba") is not None
+LIBRARY = pathlib.Path(__file__).parent / "_loops.so"
+AVAILABLE = LIBRARY.exists()
 
 logger = logging.getLogger("localplug")
 
 SPLIT = 1 << 16  # elements that are worth a thread
 
+_POINTER, _SIZE, _WORD = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
+_ARGUMENTS = {
+    "localplug_add_normal": (_POINTER, _POINTER, _SIZE, _POINTER, _WORD, _WORD),
+    "localplug_add_signs": (_POINTER, _POINTER, _SIZE, ctypes.c_float, _WORD, _WORD),
+    "localplug_add_outer": (_POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE),
+    "localplug_round_bfloat16": (_POINTER, _POINTER, _SIZE, _WORD, _WORD),
+}
+
 
 def usable(tensor: Tensor) -> bool:
     """Whether the compiled loops can write this tensor: a plain contiguous float32 one in the memory of the CPU."""
     plain = tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
-    return AVAILABLE and plain and _loops() is not None
+    return AVAILABLE and plain and type(tensor) in (Tensor, torch.nn.Parameter) and _loops() is not None
 
 
 def add_normal_(target: Tensor, key: int, offset: int, table: Tensor, source: Tensor | None = None) -> None:
@@ -34,35 +43,22 @@ def add_normal_(target: Tensor, key: int, offset: int, table: Tensor, source: Te
     Args:
         source: by default target itself.
     """
-    _add_noise(_loops().normal, _loops().normal_to, target, source, table.numpy(), key, offset)
+    out, given, values = target.data_ptr(), (target if source is None else source).data_ptr(), table.data_ptr()
+
+    def work(start: int, end: int) -> None:
+        _loops().localplug_add_normal(out + 4 * start, given + 4 * start, end - start, values, key, offset + start)
+
+    _spread(target.numel(), work)
 
 
 def add_signs_(target: Tensor, key: int, offset: int, factor: float, source: Tensor | None = None) -> None:
     """target <- source + factor or source - factor, by one bit each, of the stream `key` from element `offset`."""
-    value = torch.tensor(factor).numpy()[()]
-    _add_noise(_loops().signs, _loops().signs_to, target, source, value, key, offset)
-
-
-def _add_noise(
-    loop: Callable[..., None],
-    loop_from: Callable[..., None],
-    target: Tensor,
-    source: Tensor | None,
-    scaled: Any,
-    key: int,
-    offset: int,
-) -> None:
-    """Run the loop in place, or the one from another array, over a stream's elements times a factor (`scaled`)."""
-    place, given = target.numpy().reshape(-1), None if source is None else source.numpy().reshape(-1)
+    out, given = target.data_ptr(), (target if source is None else source).data_ptr()
 
     def work(start: int, end: int) -> None:
-        where = _unsigned(key), _unsigned(offset + start)
-        if given is None:
-            loop(place[start:end], scaled, *where)
-        else:
-            loop_from(place[start:end], given[start:end], scaled, *where)
+        _loops().localplug_add_signs(out + 4 * start, given + 4 * start, end - start, factor, key, offset + start)
 
-    _spread(place.size, work)
+    _spread(target.numel(), work)
 
 
 def add_outer_(target: Tensor, a: Tensor, b: Tensor, factor: float, offset: int) -> None:
@@ -71,9 +67,13 @@ def add_outer_(target: Tensor, a: Tensor, b: Tensor, factor: float, offset: int)
     Args:
         a, b: float32, shapes (m,) and (n,), contiguous.
     """
-    place = target.numpy().reshape(-1)
-    rows, columns = (a * factor).numpy(), b.numpy()
-    _spread(place.size, lambda start, end: _loops().outer(place[start:end], rows, columns, offset + start))
+    out, rows, width = target.data_ptr(), a * factor, b.numel()
+    left, right = rows.data_ptr(), b.data_ptr()
+
+    def work(start: int, end: int) -> None:
+        _loops().localplug_add_outer(out + 4 * start, end - start, left, right, width, offset + start)
+
+    _spread(target.numel(), work)
 
 
 def round_bfloat16_(target: Tensor, value: Tensor, key: int, offset: int) -> None:
@@ -82,15 +82,12 @@ def round_bfloat16_(target: Tensor, value: Tensor, key: int, offset: int) -> Non
     Args:
         target: bfloat16, contiguous; value: float32, as many elements.
     """
-    import numpy
-
-    place = target.view(torch.int16).numpy().reshape(-1).view(numpy.uint16)
-    bits = value.numpy().reshape(-1).view(numpy.uint32)
+    out, given = target.data_ptr(), value.data_ptr()
 
     def work(start: int, end: int) -> None:
-        _loops().round_(place[start:end], bits[start:end], _unsigned(key), _unsigned(offset + start))
+        _loops().localplug_round_bfloat16(out + 2 * start, given + 4 * start, end - start, key, offset + start)
 
-    _spread(place.size, work)
+    _spread(target.numel(), work)
 
 
 def _spread(size: int, work: Callable[[int, int], None]) -> None:
@@ -111,17 +108,15 @@ def _pool(num: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num, thread_name_prefix="localplug-noise")
 
 
-def _unsigned(value: int) -> Any:
-    import numpy
-
-    return numpy.uint64(value & ((1 << 64) - 1))
-
-
 @functools.lru_cache(maxsize=1)
 def _loops() -> Any:
-    """localplug.loops, or None where numba is installed and broken."""
+    """The library, or None where it is there and cannot be loaded. Its calls hold no interpreter lock."""
     try:
-        return importlib.import_module("localplug.loops")
-    except ImportError as error:
-        logger.warning("numba cannot be imported, and so noise is made by torch, which is slower: %s", error)
+        library = ctypes.CDLL(str(LIBRARY))
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+    except (OSError, AttributeError) as error:
+        logger.warning("%s cannot be loaded, and so noise is made by torch, which is slower: %s", LIBRARY.name, error)
         return None
+    return library

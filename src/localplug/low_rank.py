@@ -69,7 +69,8 @@ def _outer_added(y: Tensor, p: Tensor, columns: Tensor, f: float | Tensor) -> Te
     """y + f p columns^T, written into y where that can be; y (..., n), p (..., r), columns (n, r)."""
     p, columns = p.to(y.dtype), columns.to(y.dtype)
     if isinstance(f, Tensor):
-        return y + (p * f.to(y.dtype)) @ columns.T
+        p = p * f.to(y.dtype)
+        return y.addcmul(p, columns[:, 0]) if columns.shape[1] == 1 else y + p @ columns.T
     flat, rows = y.view(-1, y.shape[-1]), p.reshape(-1, p.shape[-1])
     if rows.shape[1] == 1:
         flat.addr_(rows[:, 0], columns[:, 0], alpha=f)

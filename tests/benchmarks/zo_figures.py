@@ -88,17 +88,14 @@ def times(model, tokens, rounds):
 
 
 def memory(batch, tokens):
-    """{method: peak resident memory of a step over that of inference}; numba in both processes, or in the step's alone."""
+    """{method: peak resident memory of a process that makes a step over that of one that only infers}."""
     path = str(offline_models.smollm2())
     inference = peak_memory.measured("inference", path, batch, tokens)
-    without = peak_memory.measured("inference", path, batch, tokens, cold=True)
-    cold = {how: peak_memory.measured(how, path, batch, tokens, cold=True) for how in STREAMED}
     found = {how: peak_memory.measured(how, path, batch, tokens) for how in STREAMED}
     return {
         "batch": [batch, tokens],
         "peak_vs_inference": {how: round(m["peak"] / inference["peak"], 4) for how, m in found.items()},
-        "with_numba_vs_inference_without": {how: round(m["peak"] / without["peak"], 4) for how, m in cold.items()},
-        "bytes": {"inference": inference, "inference without numba": without, **found},
+        "bytes": {"inference": inference, **found},
     }
 
 

@@ -1,10 +1,9 @@
 """Peak memory of one step, each way in a process of its own: plain inference, a localplug step, a backprop step.
 
-    python -m localplug_transformers.peak_memory {inference|mezo|backprop} MODEL BATCH TOKENS {causal|classification} [cold]
+    python -m localplug_transformers.peak_memory {inference|mezo|backprop} MODEL BATCH TOKENS {causal|classification}
 
 prints one JSON line: `loaded` and `peak` in bytes of resident memory. Peak minus loaded is what the step itself needs: what a
-process sets up once, whatever the model, comes before it in all three ways (torch's first call; numba and its compiler, about
-100 MB, where `localplug[fast]` is installed). With `cold` numba is left to the step that wants it.
+process sets up once, whatever the model, comes before it in all three ways (torch's first call).
 """
 
 import json
@@ -27,16 +26,13 @@ def reset_peak() -> None:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
-def measured(
-    how: str, model: str, batch: int, tokens: int, kind: str = "causal", *, cold: bool = False
-) -> dict[str, int]:
-    """{"loaded", "peak"} in bytes, from a fresh process; `cold`: see the head of this file.
+def measured(how: str, model: str, batch: int, tokens: int, kind: str = "causal") -> dict[str, int]:
+    """{"loaded", "peak"} in bytes, from a fresh process.
 
     Raises:
         RuntimeError: the process failed; with the end of what it printed.
     """
     command = [sys.executable, "-m", "localplug_transformers.peak_memory", how, model, str(batch), str(tokens), kind]
-    command += ["cold"] if cold else []
     # One arena, and every large block mapped by itself: what is freed leaves the resident memory at once, in all three.
     steady = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **steady})
@@ -45,7 +41,7 @@ def measured(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_once(how: str, model_path: str, batch: int, tokens: int, kind: str, cold: bool = False) -> dict[str, int]:
+def run_once(how: str, model_path: str, batch: int, tokens: int, kind: str) -> dict[str, int]:
     """Load the model, make one step, and read the peak of the step alone."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -60,9 +56,6 @@ def run_once(how: str, model_path: str, batch: int, tokens: int, kind: str, cold
     labels = x if kind == "causal" else x[:, 0] % 2
     with torch.no_grad():
         model(x[:1, :4])  # what the first call of any kind sets up is not what is measured
-    if not cold:
-        localplug.noise.add_normal_(torch.zeros(8), 0, 0, 1.0)
-        localplug.noise.add_normal_(torch.zeros(8), 0, 0, 1.0, torch.zeros(8))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     loaded = resident("VmRSS")
     reset_peak()
@@ -82,5 +75,5 @@ def run_once(how: str, model_path: str, batch: int, tokens: int, kind: str, cold
 
 
 if __name__ == "__main__":
-    how, path, size, length, kind, *rest = sys.argv[1:]
-    sys.stdout.write(json.dumps(run_once(how, path, int(size), int(length), kind, rest == ["cold"])) + "\n")
+    how, path, size, length, kind = sys.argv[1:]
+    sys.stdout.write(json.dumps(run_once(how, path, int(size), int(length), kind)) + "\n")
