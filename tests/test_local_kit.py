@@ -11,10 +11,14 @@ from localplug.testing import LocalMethodTests
 
 
 class Heads(LocalMethod):
-    """A linear head for each hidden unit, whose probabilities are summed in a prediction.
+    """A linear head for each hidden unit, whose probabilities are summed in a prediction; new here.
 
     Args:
         units, kind, joins_head, num_classes: as in localplug.LocalMethod.
+
+    Example:
+        >>> Heads(num_classes=2).describe()
+        'heads'
     """
 
     prediction = (View("all heads", learns=False),)

@@ -29,7 +29,7 @@ class LocalMethodTests(MethodTests):
     """Of Adam, on the curved problem."""
     learning_steps = 300
     """On the curved problem."""
-    depths = (2, 4, 8, 16)
+    depths: tuple[int, ...] = (2, 4, 8, 16)
     """Hidden layers at which memory is compared; the first must have as many units as the method needs."""
     draws_per_example = False
     """Whether an example's number in the batch decides what is drawn for it (noise, negatives)."""

@@ -1,22 +1,22 @@
 """Checks that every method must pass. They drive it as the engine does, and look only from outside."""
 
 import copy
-import inspect
 import io
-import re
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from localplug.contract import Method
 from localplug.errors import Unsupported
+from localplug.testing.conformance import Documented, in_one_line, pickled
 from localplug.testing.problem import Problem
 
 STEPS = 150
 
 
-class MethodTests:
+class MethodTests(Documented):
     """Subclass it, and give the fixture `make`: a function that makes your method with options that suit small data."""
 
     resting_steps = 0
@@ -265,18 +265,83 @@ class MethodTests:
             assert not (module._forward_pre_hooks or module._forward_hooks or module._backward_hooks), name
             assert "forward" not in vars(module), name
 
-    def test_describes_itself_and_documents_its_options(self, make: Callable[[], Method]) -> None:
-        method = make()
-        line = method.describe()
-        assert line and "\n" not in line
-        text = inspect.getdoc(type(method)) or ""
-        options = list(inspect.signature(type(method)).parameters)
-        missing = [name for name in options if not re.search(rf"(?m)^\s*(\w+, )*{name}(, \w+)*:", text)]
-        assert not missing, f"the docstring of {type(method).__name__} says nothing about {missing}"
+    def test_leaves_no_gradient_and_no_graph_behind(self, make: Callable[[], Method]) -> None:
+        """After a step the weights are what they were: leaves without a gradient that ask for one, unless frozen."""
+        problem = self.problem(make(), frozen=(self.problem.frozen_name,))
+        asked = [p.requires_grad for p in problem.model.parameters()]
+        parameters = list(problem.model.parameters())
+        for _ in range(2):
+            problem.step()
+        left = [n for n, p in problem.model.named_parameters() if p.grad is not None]
+        assert not left, f"gradients are left on {left}"
+        assert all(p.is_leaf and p.grad_fn is None for p in problem.model.parameters())
+        assert [p.requires_grad for p in problem.model.parameters()] == asked
+        assert all(p is q for p, q in zip(problem.model.parameters(), parameters, strict=True)), (
+            "a parameter was replaced"
+        )
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_is_kept_or_refused(self, make: Callable[[], Method], dtype: torch.dtype) -> None:
+        """An evaluation leaves no rounding in the weights, bit for bit, and steps are finite; or `problems` says why not."""
+        try:
+            problem = self.problem(make(), dtype=dtype)
+        except Unsupported:
+            return
+        before, dtypes = problem.weights(), [p.dtype for p in problem.model.parameters()]
+        problem.engine.evaluate(problem.loss, targets=problem.labels_B)
+        assert torch.equal(problem.weights(), before), f"an evaluation leaves its rounding in weights of {dtype}"
+        problem.engine.apply(problem.optimizer)
+        problem.optimizer.step()
+        problem.optimizer.zero_grad()
+        for _ in range(2):
+            problem.step()
+        assert [p.dtype for p in problem.model.parameters()] == dtypes, "parameters have another dtype than before"
+        assert torch.isfinite(problem.weights()).all(), f"weights of {dtype} are not finite after three steps"
+        self._rest(problem)
+        assert not torch.equal(problem.weights(), before), f"weights of {dtype} do not move"
+
+    def test_a_wrapper_round_the_model_changes_nothing(self, make: Callable[[], Method]) -> None:
+        """Directions and projections go by names without what all of them begin with, so that every worker has the same."""
+        kind = self.problem
+
+        class Wrapped(kind):  # type: ignore[misc, valid-type]
+            def network(self, depth: int, dropout: float) -> nn.Module:
+                return _Wrapper(super().network(depth, dropout))
+
+        try:
+            plain, wrapped = self.problem(make()), Wrapped(make())
+        except Unsupported:
+            return  # it wants the model as it is, and says so
+        for _ in range(2):
+            plain.step()
+            wrapped.step()
+        assert torch.equal(plain.weights(), wrapped.weights())
+
+    def test_can_be_pickled(self, make: Callable[[], Method]) -> None:
+        """For workers that are started with it; the copy trains as the original does."""
+        one, two = self.problem(make()), self.problem(pickled(make()))
+        one.step()
+        two.step()
+        assert torch.equal(one.everything(), two.everything())
+
+    def test_describes_itself_in_one_line(self, make: Callable[[], Method]) -> None:
+        assert in_one_line(make().describe())
 
     def _rest(self, problem: Problem) -> None:
         for _ in range(self.resting_steps):
             problem.step()
+
+
+class _Wrapper(nn.Module):
+    """What a trainer puts round a model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.module(*inputs)
+        return found
 
 
 def _losses(problem: Problem) -> list[float]:

@@ -21,6 +21,7 @@ class Problem:
     Args:
         depth: hidden layers.
         frozen: names of parameters that are not trained.
+        dtype: of the weights and of floating-point inputs.
     """
 
     frozen_name = "0.bias"
@@ -36,9 +37,11 @@ class Problem:
         dropout: float = 0.0,
         depth: int = 1,
         frozen: Sequence[str] = (),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.model = self.network(depth, dropout)
-        self.inputs, self.labels_B = self.data()
+        self.model = self.network(depth, dropout).to(dtype)
+        given, self.labels_B = self.data()
+        self.inputs = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)
         for name, p in self.model.named_parameters():
             p.requires_grad_(name not in frozen)
         groups = [{"params": [p]} for p in self.model.parameters() if p.requires_grad]  # one for each parameter
@@ -59,7 +62,7 @@ class Problem:
         return tuple(x[chosen_B] if isinstance(x, Tensor) else x for x in inputs)
 
     def loss(self) -> Tensor:
-        return nn.functional.cross_entropy(self.model(*self.inputs), self.labels_B)
+        return nn.functional.cross_entropy(self.model(*self.inputs).float(), self.labels_B)
 
     def step(self) -> Tensor:
         return self.engine.step(self.loss, self.optimizer, targets=self.labels_B)
