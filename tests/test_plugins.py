@@ -86,8 +86,8 @@ def test_a_good_plugin_is_found_by_its_name(install):
         (GOOD.replace('{"NAME": dict}', "None"), "it returned None"),
         (GOOD.replace('{"NAME": dict}', '{"mine": 3}'), "'mine' must be a class, a callable or \"module:attribute\""),
         (GOOD.replace('{"NAME": dict}', '{"mine": "os.path"}'), "got 'os.path'"),
-        (GOOD.replace('{"NAME": dict}', '{3: dict}'), "a name must be a non-empty string, got 3"),
-        (GOOD.replace('{"NAME": dict}', '{"": dict}'), "a name must be a non-empty string, got ''"),
+        (GOOD.replace('{"NAME": dict}', '{3: dict}'), "a name must be a non-empty string of printable characters, got 3"),
+        (GOOD.replace('{"NAME": dict}', '{"": dict}'), "a name must be a non-empty string of printable characters, got ''"),
     ],
 )  # fmt: skip
 def test_a_broken_plugin_is_listed_warned_about_and_takes_nobody_down(install, caplog, source, expected):
@@ -147,17 +147,27 @@ def test_only_the_listed_plugins_are_loaded(install, monkeypatch):
     assert {p.status for p in localplug.installed()} == {"blocked"}
 
 
-def test_an_entry_point_taken_twice_goes_to_the_first_and_names_both(install, caplog):
+def test_an_entry_point_taken_twice_goes_to_the_distribution_of_that_name_and_names_both(install, caplog):
+    """However the other is called, it cannot take the place of a plugin that somebody trains with."""
     install("azo", GOOD.replace("NAME", "mine"), key="zo")
     with caplog.at_level(logging.WARNING, "localplug"):
         first, second = (p for p in localplug.installed() if p.name == "zo")
-    assert (first.distribution, first.status) == ("localplug-azo", "ok")
-    assert (second.distribution, second.status) == ("localplug-zo", "failed")
-    assert "'zo' is already taken by localplug-azo 1.0; uninstall one" in second.reason
-    assert any("(localplug-zo 0.1.0) failed" in message for message in caplog.messages)
-    assert localplug.get("mine") is dict and localplug.get("tpsgd")
-    with pytest.raises(PluginFailed, match="already taken by localplug-azo 1.0"):
-        localplug.get("mezo")
+    assert (first.distribution, first.status) == ("localplug-zo", "ok")
+    assert (second.distribution, second.status) == ("localplug-azo", "failed")
+    assert f"'zo' is already taken by localplug-zo {localplug.__version__}; uninstall one" in second.reason
+    assert any("(localplug-azo 1.0) failed" in message for message in caplog.messages)
+    assert "localplug_fake_azo" not in sys.modules
+    assert localplug.get("mezo") and localplug.get("tpsgd")
+    with pytest.raises(UnknownName, match=r"failed plugins: 'zo' \(localplug-azo 1.0\)"):
+        localplug.get("mine")
+
+
+def test_an_entry_point_taken_twice_by_others_goes_to_the_first(install):
+    for name in ("b", "a"):
+        install(name, GOOD.replace("NAME", f"from-{name}"), key="mine")
+    first, second = (p for p in localplug.installed() if p.name == "mine")
+    assert (first.distribution, first.status) == ("localplug-a", "ok")
+    assert (second.distribution, second.status) == ("localplug-b", "failed")
 
 
 def test_a_name_given_twice_answers_to_nobody_and_says_how_to_block_one(install, monkeypatch):
@@ -199,7 +209,7 @@ def test_an_unknown_name_comes_with_near_matches_and_what_is_installed():
         localplug.get("mezzo")
     message = str(raised.value)
     assert message.startswith("no method named 'mezzo'; did you mean 'mezo'?")
-    assert "installed: 1.5-spsa, " in message and "`localplug plugins`" in message
+    assert "installed: 1.5-spsa, " in message and "`localplug plugins --load`" in message
     assert "pip install" not in message  # no hint is made of what was typed
 
 
@@ -327,6 +337,9 @@ def test_a_failed_plugin_is_warned_about_on_the_console_of_a_plain_script(instal
         "import localplug; localplug.installed()",
         "from localplug.cli import main; assert main(['plugins']) == 0",
         "from localplug.cli import main; assert main(['plugins', '--json']) == 0",
+        "from localplug.cli import main; assert main(['plugins', '--load']) == 0",
+        "from localplug.cli import main; assert main(['plugins', '--available']) == 0",
+        "from localplug.cli import main; assert main(['completion', 'bash']) == 0",
         "from localplug.cli import main; assert main(['hooks']) == 0",
     ],
 )

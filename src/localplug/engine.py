@@ -430,9 +430,19 @@ class Engine:
         return {"seed": self.run.seed, "step": self.run.step, "method": self.method.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        self.run.seed, self.run.step = int(state["seed"]), int(state["step"])
-        self.method.load_state_dict(state["method"])
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ValueError: it is not that, or not of this method.
+        """
+        try:
+            seed, step = int(state["seed"]), int(state["step"])
+            self.method.load_state_dict(state["method"])
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"this is no state of {self.method.describe()}, or it is damaged: {type(error).__name__}: {error}"
+            ) from error
+        self.run.seed, self.run.step = seed, step
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor
 from localplug.contract import Method, Run
 from localplug.encoding import to_text
 from localplug.errors import Unsupported
-from localplug.trajectory import CODES, REWIND, Header, LoggedParameter, Rates, checksum, crc_after, packed, read_log
+from localplug.header import CODES, Header, LoggedParameter
+from localplug.trajectory import REWIND, Rates, checksum, crc_after, packed, read_log
 
 logger = logging.getLogger("localplug")
 

@@ -6,31 +6,25 @@ No model is built and nothing is evaluated: parameters are looked up by their na
 """
 
 import dataclasses
-import fnmatch
-import json
 import os
 import pathlib
 import re
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from localplug.checkpoint import Checkpoint
 from localplug.contract import Groups, Method, Run
+from localplug.header import Header, LoggedParameter
 from localplug.recipes import method as make_method
-from localplug.trajectory import Header, LoggedParameter, Trajectory, checksum, read_log
+from localplug.trajectory import LoggedStep, Trajectory, checksum, read_log
 
 Path = str | os.PathLike[str]
-
-_HELD_IN = ("model", "adapter_model", "pytorch_model")  # the names that weights have in a checkpoint's folder
-_KINDS = (".safetensors", ".bin", ".pt")
-_NOT_COPIED = (
-    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack",
-    "*.gguf", "*.onnx", "trainer_state.json", "*.lplog", "*.lplog.new",
-)  # fmt: skip
+Progress = Callable[[Sequence[LoggedStep]], Iterable[LoggedStep]]
+"""Gives the steps one after another and shows how far it has come, as tqdm.tqdm does."""
 
 
 @final
@@ -60,7 +54,8 @@ def replay_log(model: nn.Module, log: Path, *, until: int | None = None, method:
 
     Raises:
         OSError: the log cannot be read.
-        ValueError: it is damaged, or the model or `until` do not fit it; lists every reason.
+        ValueError: it is damaged, or the model or `until` do not fit it; lists every reason. The model is as it was, unless
+            a step cannot be repeated: it then stands before or in that step, which the message names.
         UnknownName, DuplicateName, PluginFailed: the method's plugin is not there; see `localplug.get`.
     """
     path = find_log(log)
@@ -78,7 +73,13 @@ def replay_log(model: nn.Module, log: Path, *, until: int | None = None, method:
 
 
 def replay_checkpoint(
-    base: Path, log: Path, out: Path, *, until: int | None = None, method: Method | None = None
+    base: Path,
+    log: Path,
+    out: Path,
+    *,
+    until: int | None = None,
+    method: Method | None = None,
+    progress: Progress = iter,
 ) -> Replayed:
     """Repeat a logged run on the weights of a checkpoint, and write the checkpoint that the run would have saved.
 
@@ -88,16 +89,17 @@ def replay_checkpoint(
         log: the file that `log=` wrote, or a folder with one, such as a checkpoint of `checkpoints="log"`.
         out: a folder. Gets the weights, and of base's other files those that it does not have yet.
         until, method: see `localplug.replay_log`.
+        progress: such as tqdm.tqdm; shows how far the replay has come.
 
     Raises:
         OSError: a file cannot be read or written.
-        ValueError: the log is damaged, base or `until` do not fit it, or out holds weights already; lists every reason.
+        ValueError: the log or base is damaged, base or `until` do not fit it, or out holds weights already; lists every reason.
         UnknownName, DuplicateName, PluginFailed: the method's plugin is not there; see `localplug.get`.
     """
     path, folder = find_log(log), pathlib.Path(out)
     trajectory = read_log(path)
-    weights = _Weights(pathlib.Path(base))
-    taken = [str(folder / f.name) for f in weights.files if (folder / f.name).exists()]
+    weights = Checkpoint(pathlib.Path(base))
+    taken = [str(folder / f.name) for f in weights.files if os.path.lexists(folder / f.name)]
     _refuse([f"{name} is there already, and would be overwritten; choose another folder" for name in taken], path)
     keys, wrong = [], []
     for logged in trajectory.header.parameters:
@@ -116,15 +118,11 @@ def replay_checkpoint(
         parameter = nn.Parameter(weights.tensors[key], requires_grad=weights.tensors[key].is_floating_point())
         _put(bare, logged.full_names[0], parameter)
         found.append(parameter)
-    done = _replay(bare, found, trajectory, path, until, method)
+    done = _replay(bare, found, trajectory, path, until, method, progress)
     with torch.no_grad():
         for parameter, same in zip(found, keys, strict=True):
             for key in same:  # several of a tied weight that the file holds twice
                 weights.tensors[key].copy_(parameter)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in weights.others:
-        if not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
     return dataclasses.replace(done, files=tuple(weights.write(folder)))
 
 
@@ -150,6 +148,7 @@ def _replay(
     path: pathlib.Path,
     until: int | None,
     method: Method | None,
+    progress: Progress = iter,
 ) -> Replayed:
     header = trajectory.header
     wrong = [
@@ -176,7 +175,16 @@ def _replay(
             f"{', '.join(changed[:5])}{more}"
         )
     _refuse(wrong, path)
-    made = method if method is not None else _made(header)
+    made = method if method is not None else _made(header, path)
+    q = made.num_coefficients
+    uneven = [s.number for s in trajectory.steps if s.coefficients is not None and len(s.coefficients) % max(q, 1)]
+    if q < 1:
+        wrong.append(f"{header.recipe()} has no coefficients, by which a run could be repeated")
+    elif uneven:
+        wrong.append(
+            f"step {uneven[0]} has a number of coefficients that {header.recipe()} has not ({q} for each worker)"
+        )
+    _refuse(wrong, path)
     run = Run(model, [(p.name, q) for p, q in zip(header.parameters, parameters, strict=True)], header.seed)
     run.step = header.step
     run.num_workers_apart = max(header.num_coefficients // made.num_coefficients, 1)
@@ -184,17 +192,28 @@ def _replay(
     with torch.no_grad():
         made.setup(run)
         if header.state:
-            made.load_state_dict(header.method_state())
-        _run_through(run, made, trajectory, end)
+            _restore(made, header, path)
+        try:
+            _run_through(run, made, trajectory, end, progress)
+        except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise ValueError(f"{path}: step {run.step} cannot be repeated here: {error}") from error
     weights = sum(p.numel() for p in parameters)
     return Replayed(end - header.step, weights, time.perf_counter() - started, trajectory.ignored)
 
 
-def _run_through(run: Run, method: Method, trajectory: Trajectory, end: int) -> None:
+def _restore(method: Method, header: Header, path: pathlib.Path) -> None:
+    state = header.method_state()
+    try:
+        method.load_state_dict(state)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} has a state that does not fit {header.recipe()}: {error}") from error
+
+
+def _run_through(run: Run, method: Method, trajectory: Trajectory, end: int, progress: Progress) -> None:
     header = trajectory.header
     spare = [nn.Parameter(torch.empty(0)) for _ in range(header.num_groups)]  # of groups without a trained parameter
     rates, groups = None, Groups()
-    for step in trajectory.steps[: end - header.step]:
+    for step in progress(trajectory.steps[: end - header.step]):
         run.step = step.number
         if step.rates is not rates:
             rates = step.rates
@@ -207,9 +226,12 @@ def _run_through(run: Run, method: Method, trajectory: Trajectory, end: int) -> 
     run.step = end
 
 
-def _made(header: Header) -> Method:
+def _made(header: Header, path: pathlib.Path) -> Method:
     assert header.method is not None
-    return make_method(header.method, **header.options)
+    try:
+        return make_method(header.method, **header.options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} was written by a method that cannot be made here: {error}") from error
 
 
 def _misfits(parameter: Tensor, logged: LoggedParameter) -> list[str]:
@@ -242,72 +264,3 @@ def _spellings(name: str) -> list[str]:
     """The names that a file may have for a parameter: its own, without wrappers, without the adapter's name as PEFT."""
     plain = ".".join(part for part in name.removeprefix("module.").split(".") if part != "_orig_mod")
     return [name, plain, re.sub(r"(\.lora_\w+)\.[^.]+", r"\1", plain)]
-
-
-@final
-class _Weights:
-    """The tensors of a checkpoint, and the files they come from."""
-
-    def __init__(self, base: pathlib.Path) -> None:
-        self.files: list[pathlib.Path] = [base]
-        self.others: list[pathlib.Path] = []
-        if base.is_dir():
-            self.files, indices = _files_of(base)
-            inside = sorted(path for path in base.iterdir() if path.is_file())
-            self.others = indices + [p for p in inside if not any(fnmatch.fnmatch(p.name, n) for n in _NOT_COPIED)]
-        self._loaded = {file: _load(file) for file in self.files}
-        self.tensors: dict[str, Tensor] = {}
-        for content, _ in self._loaded.values():
-            self.tensors.update(_state_dict(content))
-
-    def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
-        """Write every file again, under its name; a file is there as a whole or not at all."""
-        written = []
-        for file, (content, metadata) in self._loaded.items():
-            target = folder / file.name
-            new = target.with_name(target.name + ".new")
-            if file.suffix == ".safetensors":
-                _safetensors().save_file(content, str(new), metadata=metadata)
-            else:
-                torch.save(content, new)
-            new.replace(target)
-            written.append(target)
-        return written
-
-
-def _files_of(base: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """(files with weights, index files) of a checkpoint's folder."""
-    for kind in _KINDS:
-        for stem in _HELD_IN:
-            index, single = base / f"{stem}{kind}.index.json", base / f"{stem}{kind}"
-            if index.exists():
-                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                return [base / name for name in names], [index]
-            if single.exists():
-                return [single], []
-    wanted = ", ".join(f"{stem}{kind}" for kind in _KINDS[:2] for stem in _HELD_IN[:2])
-    raise ValueError(f"{base} holds no weights: there is no {wanted} or index of one")
-
-
-def _load(file: pathlib.Path) -> tuple[Any, dict[str, str] | None]:
-    """(what torch.load gives, or {name: tensor}; the metadata of a .safetensors file)."""
-    if file.suffix != ".safetensors":
-        return torch.load(file, map_location="cpu", weights_only=True), None
-    with _safetensors().safe_open(str(file), framework="pt") as opened:
-        tensors = {key: opened.get_tensor(key).clone() for key in opened.keys()}  # noqa: SIM118 (no mapping)
-        return tensors, opened.metadata()
-
-
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    inner = content.get("state_dict", content) if isinstance(content, dict) else {}
-    return {key: value for key, value in inner.items() if isinstance(value, Tensor)}
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "replaying onto .safetensors files needs safetensors: pip install localplug[replay]"
-        ) from error
-    return safetensors.torch

@@ -19,76 +19,56 @@ the file and is dropped in reading.
 import binascii
 import ctypes
 import dataclasses
-import json
+import math
 import os
 import pathlib
 import struct
 import zlib
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final, overload
 
 from torch import Tensor
 
-from localplug.encoding import from_text
+from localplug.header import CODES, Header, parse
 from localplug.shards import is_sharded
 
 MAGIC = b"\x89lplog\n\x01"  # the last byte is the version of the format
 NAME = "trajectory.lplog"
 """The file's usual name."""
-CODES = {"float32": "f", "float64": "d"}
 _LENGTH, _CRC32, _CRC16, REWIND = struct.Struct("<Q"), struct.Struct("<I"), struct.Struct("<H"), struct.Struct("<QI")
 
-Rates = tuple[tuple[float, float], ...]
+Rates = Sequence[tuple[float, float]]
 """(lr, weight_decay) of each parameter group."""
 
 
 @final
-@dataclasses.dataclass
-class LoggedParameter:
-    """A trained parameter, as the run knew it."""
+class OneRate(Sequence[tuple[float, float]]):
+    """The rates of groups that share an lr, each with its own weight decay; as small as a number, however many there are."""
 
-    name: str
-    """In run.parameters: what its noise is a function of."""
-    full_names: list[str]
-    """In model.named_parameters(), all of a tied one."""
-    shape: list[int]
-    dtype: str
-    group: int
-    """Number of its group of the optimizer; -1 if not known yet."""
-    checksum: int | None
-    """CRC-32 of its bytes at the first step; None of a sharded one."""
+    def __init__(self, lr: float, like: Rates) -> None:
+        self.lr = lr
+        self._like: Rates = like._like if isinstance(like, OneRate) else like
 
+    def __len__(self) -> int:
+        return len(self._like)
 
-@final
-@dataclasses.dataclass
-class Header:
-    """What a run is made of besides its steps."""
+    @overload
+    def __getitem__(self, at: int) -> tuple[float, float]: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[tuple[float, float], ...]: ...
+    def __getitem__(self, at: int | slice) -> tuple[float, float] | tuple[tuple[float, float], ...]:
+        if isinstance(at, slice):
+            return tuple((self.lr, decay) for _, decay in self._like[at])
+        return self.lr, self._like[at][1]
 
-    version: str
-    """Of localplug."""
-    method: str | None
-    """Its name; None of a method object that was made by hand, or with options that are no plain values."""
-    options: dict[str, Any]
-    description: str
-    seed: int
-    step: int
-    """The first one of the log."""
-    state: str
-    """Of the method at that step, as base64 of torch.save; empty where it has none."""
-    precision: str
-    """Of the coefficients: "float32" or "float64"."""
-    num_coefficients: int
-    num_groups: int
-    parameters: list[LoggedParameter]
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
-    def method_state(self) -> dict[str, Any]:
-        """The method's state at the first step."""
-        return from_text(self.state)
+    def __hash__(self) -> int:
+        return hash(tuple(self))
 
-    def recipe(self) -> str:
-        """The method in words."""
-        if self.method is None:
-            return self.description
-        return f"{self.method}({', '.join(f'{k}={v!r}' for k, v in sorted(self.options.items()))})"
+    def __repr__(self) -> str:
+        return repr(tuple(self))
 
 
 @final
@@ -129,23 +109,28 @@ def read_log(path: str | os.PathLike[str]) -> Trajectory:
     """The header and the steps of a log. A last record that was not written to its end is left out.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is no regular one.
         ValueError: it is no log of this format, or is damaged before its end; says at which byte.
     """
-    data = pathlib.Path(path).read_bytes()
+    file = pathlib.Path(path)
+    if file.exists() and not file.is_file():
+        raise OSError(f"{path} is no regular file")  # a pipe or a device may never end
+    data = file.read_bytes()
     header, offset = _header_of(data, path)
-    count, rates = header.num_coefficients, ((0.0, 0.0),) * header.num_groups
-    code = CODES[header.precision]
+    form = _Form(header)
+    rates: Rates = ((0.0, 0.0),) * header.num_groups
+    last_group = max((p.group for p in header.parameters), default=-1)
     steps: list[LoggedStep] = []
     while offset < len(data):
-        body = _body(data, offset, struct.calcsize(f"<{count}{code}"))
+        body = _body(data, offset, form)
         if body is None:
-            if _goes_on(data, offset, struct.calcsize(f"<{count}{code}")):
+            if _goes_on(data, offset, form):
                 raise ValueError(f"{path} is damaged at byte {offset}: the record there is wrong, and others follow it")
             break
         kind, number = body[:1], header.step + len(steps)
+        numbers: tuple[float, ...] = ()
         if kind == b"r":
-            number, count = REWIND.unpack(body[1:])
+            number, form.count = REWIND.unpack(body[1:])
             if not header.step <= number <= header.step + len(steps):
                 raise ValueError(
                     f"{path} is damaged at byte {offset}: it goes to step {number}, and has no step before"
@@ -154,16 +139,35 @@ def read_log(path: str | os.PathLike[str]) -> Trajectory:
         elif kind == b"g":
             numbers = struct.unpack(f"<{(len(body) - 3) // 8}d", body[3:])
             rates = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+            if len(rates) <= last_group:
+                raise ValueError(f"{path} is damaged at byte {offset}: it has no rates for group {last_group}")
         elif kind == b"n":
             steps.append(LoggedStep(number, None, rates))
         else:
-            coefficients = struct.unpack_from(f"<{count}{code}", body, 1)
+            coefficients = numbers = struct.unpack_from(f"<{form.count}{form.code}", body, 1)
             if kind == b"l":
                 (lr,) = struct.unpack("<d", body[-8:])
-                rates = tuple((lr, weight_decay) for _, weight_decay in rates)
+                rates, numbers = OneRate(lr, rates), (*coefficients, lr)
             steps.append(LoggedStep(number, coefficients, rates))
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{path} is damaged at byte {offset}: a number there is not finite, which no run writes")
         offset += len(body) + _CRC16.size
-    return Trajectory(header, steps, count, rates, offset, len(data) - offset)
+    return Trajectory(header, steps, form.count, rates, offset, len(data) - offset)
+
+
+@final
+class _Form:
+    """What the length of a record depends on."""
+
+    def __init__(self, header: Header) -> None:
+        self.count, self.code = header.num_coefficients, CODES[header.precision]
+
+    def length(self, data: bytes, offset: int) -> int | None:
+        """Bytes of the body after its kind; None of a kind that there is not."""
+        numbers = struct.calcsize(f"<{self.code}") * self.count
+        groups = 16 * int.from_bytes(data[offset + 1 : offset + 3], "little")
+        sizes = {b"s": numbers, b"l": numbers + 8, b"g": 2 + groups, b"n": 0, b"r": REWIND.size}
+        return sizes.get(data[offset : offset + 1])
 
 
 def _header_of(data: bytes, path: str | os.PathLike[str]) -> tuple[Header, int]:
@@ -178,29 +182,25 @@ def _header_of(data: bytes, path: str | os.PathLike[str]) -> tuple[Header, int]:
     end = start + (_LENGTH.unpack(data[len(MAGIC) : start])[0] if len(data) >= start else 0)
     if len(data) < end + _CRC32.size or zlib.crc32(data[:end]) != _CRC32.unpack(data[end : end + _CRC32.size])[0]:
         raise ValueError(f"{path} is damaged in its header")
-    fields = json.loads(data[start:end])
-    parameters = [LoggedParameter(**p) for p in fields.pop("parameters")]
-    return Header(parameters=parameters, **fields), end + _CRC32.size
+    return parse(data[start:end], f"the header of {path}"), end + _CRC32.size
 
 
-def _body(data: bytes, offset: int, numbers: int, before: bytes | None = None) -> bytes | None:
+def _body(data: bytes, offset: int, form: _Form, before: bytes | None = None) -> bytes | None:
     """The record at this place without its CRC, None where there is no whole and right one.
 
     Args:
-        numbers: bytes of the coefficients of a step.
+        form: of the records here.
         before: the two bytes that its CRC begins with; by default those that stand before it.
     """
-    body, crc = _uncut(data, offset, numbers)
+    body, crc = _uncut(data, offset, form)
     if not crc:
         return None
     return body if crc == crc_after(body, before or data[offset - 2 : offset]) else None
 
 
-def _uncut(data: bytes, offset: int, numbers: int) -> tuple[bytes, bytes]:
+def _uncut(data: bytes, offset: int, form: _Form) -> tuple[bytes, bytes]:
     """What would be the body and the CRC of a record at this place; both empty where there is not enough for one."""
-    kind = data[offset : offset + 1]
-    groups = 16 * int.from_bytes(data[offset + 1 : offset + 3], "little")
-    length = {b"s": numbers, b"l": numbers + 8, b"g": 2 + groups, b"n": 0, b"r": REWIND.size}.get(kind)
+    length = form.length(data, offset)
     if length is None or offset + 1 + length + _CRC16.size > len(data):
         return b"", b""
     end = offset + 1 + length
@@ -212,23 +212,27 @@ def crc_after(body: bytes, before: bytes) -> bytes:
     return _CRC16.pack(binascii.crc_hqx(body, _CRC16.unpack(before)[0]))
 
 
-def _goes_on(data: bytes, offset: int, numbers: int) -> bool:
+def _goes_on(data: bytes, offset: int, form: _Form) -> bool:
     """Whether right records come later, which of a write that was broken off cannot be."""
-    body, crc = _uncut(data, offset, numbers)
-    if crc and _body(data, offset + len(body) + _CRC16.size, numbers, crc_after(body, data[offset - 2 : offset])):
+    body, crc = _uncut(data, offset, form)
+    if crc and _body(data, offset + len(body) + _CRC16.size, form, crc_after(body, data[offset - 2 : offset])):
         return True  # the CRC itself is wrong
+    left = 64 * (len(data) - offset) + 2**20  # bytes to look at: more is no accident, and could take days
     for later in range(offset + 1, len(data)):
-        found = _body(data, later, numbers)
+        left -= len(_uncut(data, later, form)[0])
+        if left < 0:
+            return True
+        found = _body(data, later, form)
         if found is not None:
             end = later + len(found) + _CRC16.size
-            if end == len(data) or _body(data, end, numbers) is not None:  # two, as one may be so by chance
+            if end == len(data) or _body(data, end, form) is not None:  # two, as one may be so by chance
                 return True
     return False
 
 
 def packed(header: Header) -> bytes:
     """The beginning of a file."""
-    text = json.dumps(dataclasses.asdict(header), separators=(",", ":")).encode()
+    text = header.as_json()
     data = MAGIC + _LENGTH.pack(len(text)) + text
     return data + _CRC32.pack(zlib.crc32(data))
 
