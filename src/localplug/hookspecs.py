@@ -21,8 +21,8 @@ def localplug_methods():
     zo-sgd-conservative, zo-adam, zo-scalar-adam, forward-grad, hizoo, lozo, subzero, tezo, sparse-mezo,
     random-sparse-zo, lezo, block-zo, addax, elastic-zo, fzoo, svrg, es, 1.5-spsa, residual-zo, cge), localplug-tpsgd
     (tpsgd, drtp, dfa, fa), localplug-forward (ff, mono-forward, cafo, pepita, softhebb, phyll), localplug-noprop (noprop-dt,
-    noprop-ct, noprop-fm), localplug-greedy (predsim, dgl, infopro) and localplug-graph (graph-sf, graph-ff-la, graph-ff-vn,
-    graph-top2loss, graph-top2input).
+    noprop-ct, noprop-fm), localplug-greedy (predsim, dgl, infopro), localplug-graph (graph-sf, graph-ff-la, graph-ff-vn,
+    graph-top2loss, graph-top2input) and localplug-ternary (ternary-signs).
 
     Example:
         @localplug.hookimpl
@@ -139,12 +139,44 @@ def localplug_solvers():
 
 
 @hookspec
+def localplug_quantizers():
+    """Give ternary quantizers: how the weights of a layer become codes in {-1, 0, 1} and scales.
+
+    Returns {name: class or factory of localplug.Quantizer}; it takes `group_size`, and its other keyword arguments are the
+    user's options.
+    Asked by `localplug.quantizer(name)`, which localplug-ternary's `TernaryConfig(method=name)` calls. Used by
+    localplug-ternary (tequila, absmean, twn, sherry, annealed).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_quantizers():
+            return {"tequila": "localplug_ternary.tequila:Tequila"}
+    """
+
+
+@hookspec
+def localplug_tasks():
+    """Give tasks: a model, its examples in three parts, a loss and a quality, on which methods are compared.
+
+    Returns {name: class or factory of localplug.Task}; it may take `data`, the user's folder of data sets, and its other
+    keyword arguments are the user's options.
+    Asked by `localplug.task(name)`, which `localplug bench` calls. Used by localplug-bench (digits, vowels, mnist,
+    fashion-mnist, cifar10, cora, char-lm, sst2, rte, trec, boolq, permutation).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_tasks():
+            return {"digits": "localplug_bench.small_tables:Digits"}
+    """
+
+
+@hookspec
 def localplug_commands():
     """Give subcommands of the `localplug` command line.
 
     Returns {name: callable(list of argument strings) -> exit status}. Asked when the command line does not know the
-    word itself. Used by localplug-transformers (demo) and localplug-ternary (export,
-    ternarize).
+    word itself. Used by localplug-transformers (demo), localplug-ternary (export,
+    ternarize) and localplug-bench (bench).
 
     Example:
         @localplug.hookimpl

@@ -11,6 +11,7 @@ from torch import nn
 from localplug.contract import Method
 from localplug.parts import Distribution, Estimator, Update
 from localplug.plugins import get
+from localplug.quantizers import Quantizer
 from localplug.signals import LocalLoss, TargetGenerator
 
 
@@ -120,6 +121,21 @@ def solver(name: str, **options: Any) -> Callable[..., Any]:
     if not callable(made):
         raise TypeError(f"the plugin's {name!r} made {made!r}, which cannot be called with (inputs, targets)")
     return made
+
+
+def quantizer(name: str | Quantizer, **options: Any) -> Quantizer:
+    """A ternary quantizer by name, made with its options, `group_size` among them; an object is passed on.
+
+    Raises:
+        UnknownName, DuplicateName, PluginFailed: see `localplug.get`.
+        TypeError: it is neither, or the plugin's is none, or has no such option.
+
+    Example:
+        >>> import localplug
+        >>> localplug.quantizer("absmean", group_size=128).group_size
+        128
+    """
+    return _part(name, "quantizers", Quantizer, options)
 
 
 def _part(name: Any, kind: str, what: type[Any], options: dict[str, Any]) -> Any:
