@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import sys
 
 import pytest
@@ -38,7 +39,19 @@ ON_REQUEST = {"localplug-graph", "localplug-convex", "localplug-ternary"}  # tor
 
 
 def test_make_installs_every_distribution():
-    names = ["zo", "tpsgd", "forward", "noprop", "greedy", "graph", "convex", "ternary", "transformers", "lightning"]
+    names = [
+        "zo",
+        "tpsgd",
+        "forward",
+        "noprop",
+        "greedy",
+        "graph",
+        "convex",
+        "ternary",
+        "transformers",
+        "lightning",
+        "bench",
+    ]
     assert {"localplug", *(f"localplug-{name}" for name in names)} == OWN
     (line,) = (x for x in (REPOSITORY / "Makefile").read_text().splitlines() if x.startswith("MEMBERS := "))
     assert set(line.split()[2:]) == {str(path.parent.relative_to(REPOSITORY)) for path in MEMBERS}
@@ -53,8 +66,10 @@ def test_the_version_is_the_hosts(path):
 def test_python_licence_and_build_are_the_same_everywhere(path):
     ours, roots = read(path), read(ROOT)
     assert ours["build-system"] == roots["build-system"]
-    for key in ("requires-python", "license"):
+    for key in ("requires-python", "license", "classifiers", "readme"):
         assert ours["project"][key] == roots["project"][key]
+    assert (path.parent / "LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
+    assert (path.parent / "README.md").read_text().startswith(f"# {ours['project']['name']}\n")
 
 
 @every_member
@@ -111,14 +126,14 @@ def test_nobody_needs_upwards():
         assert {r.name for r in requirements(path)} & OWN == {"localplug", *plugins} - ON_REQUEST
 
 
-def test_the_extras_bring_the_integrations_the_compiled_loops_and_the_file_format():
+def test_the_extras_bring_the_integrations_and_the_file_format():
     extras = read(ROOT)["project"]["optional-dependencies"]
     names = {extra: {Requirement(line).name for line in lines} for extra, lines in extras.items()}
-    optional = names.pop("fast") | names.pop("replay")
-    assert optional == {"numba", "numpy", "safetensors"}
+    optional = names.pop("replay")
+    assert optional == {"safetensors"}
     assert names.pop("all") == {path.parent.name for path in INTEGRATIONS} | optional | ON_REQUEST
     assert names == {
-        name: {f"localplug-{name}"} for name in ("transformers", "lightning", "graph", "convex", "ternary")
+        name: {f"localplug-{name}"} for name in ("transformers", "lightning", "graph", "convex", "ternary", "bench")
     }
 
 
@@ -132,6 +147,21 @@ def test_what_is_imported_at_the_top_of_a_file_is_declared(path):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             roots = {name.split(".")[0] for name in names} - own - set(sys.stdlib_module_names)
-            if "testing" in file.parts:
+            if "testing" in file.parts or file.name == "conformance.py":
                 roots.discard("pytest")
             assert {canonicalize_name(root) for root in roots} <= declared, file
+
+
+# ---- the oldest versions ----------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_declared():
+    """`make oldest` installs the file; torch has a version of its own there."""
+    text = (REPOSITORY / "constraints-oldest.txt").read_text()
+    pins = {r.name: r.specifier for r in map(Requirement, re.findall(r"^[a-z].*$", text, re.M))}
+    declared = {}
+    for requirement in (r for path in (ROOT, *MEMBERS) for r in requirements(path) if r.name not in OWN | {"torch"}):
+        (lower,) = (s.version for s in requirement.specifier if s.operator == ">=")
+        assert declared.setdefault(requirement.name, lower) == lower, f"{requirement.name} has two lower bounds"
+        assert pins[requirement.name].contains(lower), requirement
+    assert set(pins) == set(declared)
