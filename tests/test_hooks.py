@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 import localplug
-from localplug import contract, hookspecs, plugins, signals
+from localplug import compatibility, contract, hookspecs, index, plugins, signals
 
 HOOKS = {name: value for name, value in vars(hookspecs).items() if name.startswith("localplug_")}
 
@@ -21,8 +21,8 @@ def _fresh_plugins():
 
 
 def alias_docstrings():
-    """{name: the string after it} of the assignments in contract.py and signals.py; a type alias has no __doc__ of its own."""
-    body = [node for module in (contract, signals) for node in ast.parse(inspect.getsource(module)).body]
+    """{name: the string after it} of the assignments in these files; a type alias has no __doc__ of its own."""
+    body = [node for module in (compatibility, contract, signals) for node in ast.parse(inspect.getsource(module)).body]
     return {
         before.targets[0].id: after.value.value
         for before, after in itertools.pairwise(body)
@@ -59,7 +59,7 @@ def test_the_example_of_every_hook_runs_and_is_what_its_plugin_answers(kind):
 
 def test_the_names_that_hints_are_made_for_are_given_by_these_distributions():
     given = {n: p.distribution for p in localplug.installed() for names in p.gives.values() for n in names}
-    assert given == plugins.IN_TREE
+    assert given == index.distributions()
 
 
 @pytest.mark.parametrize("name", localplug.__all__)

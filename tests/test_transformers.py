@@ -5,11 +5,14 @@ import json
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import localplug
 from localplug_transformers import LocalPlugCallback
 from problems import SavedElements, Tokens, arguments, fit, logged, tiny_llama, weights
+
+NAMES = TrainingArguments.__dataclass_fields__
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in NAMES else "gradient_checkpointing"
 
 
 @pytest.mark.parametrize("num_directions", [1, 3])
@@ -123,9 +126,7 @@ def test_the_first_step_already_uses_the_leaf_that_the_loss_is_built_on(tmp_path
     assert (weights(told) - weights(untold)).norm() < 0.1 * moved.norm()
 
 
-@pytest.mark.parametrize(
-    "changes", [dict(activation_checkpointing=True), dict(bf16=True)], ids=["checkpointing", "bf16"]
-)
+@pytest.mark.parametrize("changes", [{CHECKPOINTING: True}, dict(bf16=True)], ids=["checkpointing", "bf16"])
 def test_switches_of_the_trainer(changes, tmp_path):
     model, plain = tiny_llama(), tiny_llama()
     trainer = fit(model, tmp_path, LocalPlugCallback("mezo", eps=1e-2), **changes)

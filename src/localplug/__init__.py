@@ -5,6 +5,8 @@ Importing this package imports neither torch nor any plugin; both come with the 
 
 import importlib
 import logging
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from localplug.hookspecs import hookimpl
@@ -12,6 +14,7 @@ from localplug.hookspecs import hookimpl
 if TYPE_CHECKING:
     from localplug import noise
     from localplug.checks import check
+    from localplug.compatibility import CONTRACT_VERSION, LocalPlugDeprecationWarning
     from localplug.contract import (
         Estimate,
         Estimating,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from localplug.perturbation import Perturbation
     from localplug.plugins import get, installed, register
     from localplug.predictor import Predictor
+    from localplug.quantizers import Quantizer, Ternary, dequantize, grouped, straight_through, ternary, wide
     from localplug.rebuild import replay_checkpoint, replay_log
     from localplug.recipes import (
         distribution,
@@ -46,12 +50,14 @@ if TYPE_CHECKING:
         local_loss,
         method,
         objective,
+        quantizer,
         solver,
         target_generator,
         update,
         update_rule,
     )
     from localplug.signals import Activity, LocalLoss, Signal, TargetGenerator, View
+    from localplug.tasks import Part, Parts, Sealed, Task, Tensors, task
     from localplug.trajectory import read_log
     from localplug.units import Unit, partition
     from localplug.zeroth_order import (
@@ -68,6 +74,8 @@ __version__ = "0.1.0"
 _HOME = {
     "attach": "loop",
     "check": "checks",
+    "CONTRACT_VERSION": "compatibility",
+    "LocalPlugDeprecationWarning": "compatibility",
     "Estimate": "contract",
     "Estimating": "contract",
     "Groups": "contract",
@@ -94,16 +102,30 @@ _HOME = {
     "replay_checkpoint": "rebuild",
     "replay_log": "rebuild",
     "read_log": "trajectory",
+    "Part": "tasks",
+    "Parts": "tasks",
+    "Sealed": "tasks",
+    "Task": "tasks",
+    "Tensors": "tasks",
+    "task": "tasks",
     "local_loss": "recipes",
     "method": "recipes",
     "target_generator": "recipes",
     "objective": "recipes",
     "solver": "recipes",
+    "quantizer": "recipes",
     "Objective": "objectives",
     "distribution": "recipes",
     "estimator": "recipes",
     "update": "recipes",
     "update_rule": "recipes",
+    "Quantizer": "quantizers",
+    "Ternary": "quantizers",
+    "dequantize": "quantizers",
+    "grouped": "quantizers",
+    "straight_through": "quantizers",
+    "ternary": "quantizers",
+    "wide": "quantizers",
     "partition": "units",
     "seeded": "owned",
     "Predictor": "predictor",
@@ -130,6 +152,7 @@ _HOME = {
 __all__ = [
     "hookimpl",
     "Activity",
+    "CONTRACT_VERSION",
     "Directions",
     "Distribution",
     "DuplicateName",
@@ -142,20 +165,28 @@ __all__ = [
     "Groups",
     "LocalLoss",
     "LocalMethod",
+    "LocalPlugDeprecationWarning",
     "LocalPlugError",
     "Method",
     "Objective",
+    "Part",
+    "Parts",
     "Perturbation",
     "Piece",
     "Probing",
     "PluginFailed",
     "Predictor",
     "Projection",
+    "Quantizer",
     "Rademacher",
     "Run",
+    "Sealed",
     "Signal",
     "TargetGenerator",
+    "Task",
+    "Tensors",
     "Term",
+    "Ternary",
     "Unit",
     "UnknownName",
     "Unsupported",
@@ -165,10 +196,12 @@ __all__ = [
     "add_low_rank_",
     "attach",
     "check",
+    "dequantize",
     "distribution",
     "estimator",
     "get",
     "gradient_of",
+    "grouped",
     "installed",
     "local_loss",
     "method",
@@ -176,6 +209,7 @@ __all__ = [
     "objective",
     "solver",
     "partition",
+    "quantizer",
     "read",
     "read_log",
     "register",
@@ -183,16 +217,24 @@ __all__ = [
     "replay_log",
     "seeded",
     "sgd_update",
+    "straight_through",
     "target_generator",
+    "task",
+    "ternary",
     "update",
     "update_linearly",
     "update_rule",
+    "wide",
     "write_gradients",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
+        compatibility = importlib.import_module("localplug.compatibility")
+        if name in compatibility.MOVED:
+            warnings.warn(compatibility.moved(name), stacklevel=2)
+            return getattr(sys.modules[__name__], compatibility.MOVED[name].to)
         raise AttributeError(f"module 'localplug' has no attribute {name!r}")
     module = importlib.import_module(f"localplug.{_HOME[name]}")
     value = module if name == _HOME[name] else getattr(module, name)

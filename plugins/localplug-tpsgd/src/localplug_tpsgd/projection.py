@@ -28,6 +28,13 @@ class TargetProjection(TargetGenerator):
 
     Raises:
         ValueError: scale is not positive.
+
+    Example:
+        >>> import localplug, torch
+        >>> layer = torch.nn.Linear(2, 3)
+        >>> unit = localplug.Unit(0, "layer", layer, list(layer.parameters()))
+        >>> localplug.target_generator("projection").generate(torch.eye(4), torch.zeros(4, 3), unit=unit, seed=0).shape
+        torch.Size([4, 3])
     """
 
     def __init__(self, scale: float = 3.0) -> None:

@@ -35,6 +35,11 @@ class ForwardGradient(Estimator):
 
     Raises:
         ValueError: one of them is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.estimator("forward-gradient", num_directions=4).describe()
+        'forward gradient, 4 direction(s), attention by exact'
     """
 
     num_fields = 1

@@ -160,6 +160,11 @@ class Elastic(_Mixed):
     Raises:
         ValueError: one of them is out of range.
 
+    Example:
+        >>> import localplug
+        >>> localplug.method("elastic-zo").cost
+        '3 forward passes a batch'
+
     Reference: ElasticZO, arXiv:2501.04287.
     """
 
@@ -242,6 +247,11 @@ class Addax(_Mixed):
 
     Raises:
         ValueError: one of them is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("addax", alpha=0.1).cost
+        '2 forward passes, or 1, a batch'
 
     Reference: Li, Zhang, ...: Addax, arXiv:2410.06441.
     """

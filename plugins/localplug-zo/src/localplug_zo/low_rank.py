@@ -113,6 +113,11 @@ class LowRank(_LowRank):
 
     Raises:
         ValueError: one of them is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.distribution("rank-1", rank=2, noise="gaussian").describe()
+        'rank-2 gaussian'
     """
 
     def __init__(self, rank: int = 1, noise: str = "rademacher") -> None:
@@ -153,6 +158,11 @@ class LOZO(_LowRank):
 
     Raises:
         ValueError: one of them is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.distribution("lozo", rank=4, refresh=50).describe()
+        'LOZO rank-4 (refreshed every 50 steps)'
     """
 
     def __init__(self, rank: int = 2, refresh: int = 50) -> None:
@@ -182,6 +192,11 @@ class SubZero(_LowRank):
 
     Raises:
         ValueError: one of them is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.distribution("subzero", rank=4).describe()
+        'SubZero rank-4 (refreshed every 1000 steps)'
     """
 
     def __init__(self, rank: int = 8, refresh: int = 1000) -> None:
@@ -215,6 +230,11 @@ class TeZO(_LowRank):
 
     Raises:
         ValueError: one of them is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.distribution("tezo", rank=8).describe()
+        'TeZO rank-8'
     """
 
     def __init__(self, rank: int = 24, refresh: int = 1_000_000_000) -> None:

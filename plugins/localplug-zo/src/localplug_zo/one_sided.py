@@ -34,6 +34,11 @@ class OneSided(Probing):
 
     Raises:
         ValueError: eps or num_directions is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.estimator("one-sided", num_directions=8, normalized=True).describe()
+        'one-sided, eps 0.001, 8 direction(s), divided by their standard deviation'
     """
 
     num_fields = 1
@@ -75,6 +80,11 @@ class Residual(Estimator):
 
     Raises:
         ValueError: eps is not positive.
+
+    Example:
+        >>> import localplug
+        >>> localplug.estimator("residual", eps=0.1).describe()
+        'residual feedback, eps 0.1'
     """
 
     num_fields = 1
@@ -133,6 +143,11 @@ class Population(Probing):
 
     Raises:
         ValueError: eps or num_directions is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.estimator("population", num_directions=8).describe()
+        'population of 8, sigma 0.001, z-scored'
     """
 
     num_fields = 1

@@ -32,6 +32,11 @@ def lozo(
         eps, num_directions, parameters, backend: see the head of this file.
         rank: r >= 1.
         refresh: nu, steps >= 1.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("lozo", rank=4).cost
+        '2 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions), SGD(), LOZO(rank, refresh), parameters=parameters, backend=backend, name="lozo"
@@ -52,6 +57,11 @@ def subzero(
         eps, num_directions, parameters, backend: see the head of this file.
         rank: r >= 1.
         refresh: T0, steps >= 1.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("subzero", rank=4).cost
+        '2 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions),
@@ -75,6 +85,11 @@ def tezo(
     Args:
         eps, num_directions, parameters, backend: see the head of this file.
         rank: r >= 1.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("tezo", rank=8).cost
+        '2 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions), SGD(), TeZO(rank), parameters=parameters, backend=backend, name="tezo"
@@ -93,6 +108,11 @@ def sparse_mezo(
     Args:
         eps, num_directions, directions, backend: see the head of this file.
         keep: share of each matrix that is trained, in (0, 1]; the paper's sparsity is 1 - keep.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("sparse-mezo", keep=0.8).cost
+        '2 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions),
@@ -118,6 +138,11 @@ def random_sparse_zo(
         eps, num_directions, directions, backend: see the head of this file.
         keep: share that is trained, in (0, 1].
         refresh: steps >= 1.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("random-sparse-zo", keep=0.8).cost
+        '2 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions),
@@ -142,6 +167,11 @@ def lezo(
     Args:
         eps, num_directions, directions, parameters, backend: see the head of this file.
         keep: share of the layers in (0, 1), or their number.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("lezo", keep=0.5).cost
+        '2 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions),
@@ -166,6 +196,11 @@ def block_zo(
     Args:
         eps, num_directions, directions, parameters, backend: see the head of this file.
         blocks: layers in one step, >= 1.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("block-zo", blocks=2).cost
+        '2 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions),
@@ -181,10 +216,16 @@ def cge(eps: float = 1e-3, num_directions: int = 16, parameters: Parameters = No
     """Coordinate-wise gradient estimate: (L(theta + eps e_i) - L(theta - eps e_i)) / (2 eps) for q coordinates a step.
 
     With q = d it is the whole finite-difference gradient; for heads, adapters and tests. The finite difference along one
-    coordinate moves it by eps sqrt(d), as every direction here has length sqrt(d).
+    coordinate moves it by eps sqrt(d), as every direction here has length sqrt(d). With sparsity it trains networks in
+    DeepZero, arXiv:2310.02025.
 
     Args:
         eps, num_directions, parameters: see the head of this file.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("cge", num_directions=8).cost
+        '16 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions), SGD(), Coordinates(num_directions), parameters=parameters, name="cge"

@@ -34,6 +34,11 @@ def fzoo(
     Args:
         eps, directions, parameters, backend: see the head of this file.
         num_directions: q >= 2; 8 in the paper.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("fzoo", num_directions=8).cost
+        '9 forward passes a batch'
     """
     return ZerothOrder(
         OneSided(eps, num_directions, normalized=True),
@@ -55,8 +60,14 @@ def es(
     """Evolution strategies: theta <- theta - lr (1/q) sum_j zscore(L_j) z_j (Salimans et al., 2017; arXiv:2509.24372).
 
     Args:
-        eps: sigma; directions, parameters, backend: see the head of this file.
+        eps: sigma, in parameter units, > 0.
+        directions, parameters, backend: see the head of this file.
         num_directions: q >= 2, the population.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("es", num_directions=8).cost
+        '8 forward passes a batch'
     """
     return ZerothOrder(
         Population(eps, num_directions),
@@ -83,6 +94,11 @@ def curvature_zo(
         eps, num_directions, directions, parameters, backend: see the head of this file.
         power: alpha of the paper, >= 0.
         floor: lambda of the paper, > 0.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("1.5-spsa", num_directions=2).cost
+        '5 forward passes a batch'
     """
     return ZerothOrder(
         Curvature(eps, num_directions, power, floor),
@@ -101,6 +117,11 @@ def residual_zo(
 
     Args:
         eps, directions, parameters, backend: see the head of this file.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("residual-zo", eps=0.1).cost
+        '1 forward pass a batch'
     """
     return ZerothOrder(
         Residual(eps), SGD(), distribution(directions), parameters=parameters, backend=backend, name="residual-zo"
@@ -121,6 +142,11 @@ def svrg(
         eps, directions, parameters, backend: see the head of this file.
         period: steps from one anchor to the next.
         anchor_batches: batches that the anchor's estimate is averaged over; the weights rest while it is measured.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("svrg", period=6).cost
+        '4 forward passes a batch, 2 at the anchor'
     """
     anchored = SVRG(eps, period, anchor_batches)
     return ZerothOrder(
@@ -141,6 +167,11 @@ def hizoo(
         eps, num_directions, parameters: see the head of this file.
         alpha: share of a new measurement in H, in [0, 1); 1e-8 to 1e-4 in the paper.
         limits: between which H is kept; (0, inf) leaves it alone.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("hizoo", num_directions=2).cost
+        '5 forward passes a batch'
     """
     curvature = Curvature(eps, num_directions, power=0.0)
     return ZerothOrder(
@@ -165,6 +196,11 @@ def forward_grad(
         num_directions, directions, parameters: see the head of this file.
         attention: "exact" computes attention by plain matrix products, "kernel" runs torch's attention kernel as it is and
             takes the tangent of that one operation from a central difference.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("forward-grad", num_directions=4).cost
+        '4 forward passes a batch'
     """
     return ZerothOrder(
         ForwardGradient(num_directions, attention),

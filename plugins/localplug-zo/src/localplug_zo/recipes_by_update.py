@@ -1,5 +1,7 @@
 """Methods that differ from MeZO in their update, under the names of ZO-Bench; and `zo`, which composes any parts.
 
+ZO-Bench: Zhang et al., arXiv:2402.11592.
+
 g_hat = (1/q) sum_j c_j z_j. lr and weight_decay are those of the trainer's optimizer.
 
 Options that all of them share:
@@ -35,6 +37,11 @@ def zo(
             localplug.Estimator, which carries its own options.
         directions, parameters, backend: see the head of this file.
         update: a name ("sgd", "momentum", "adam", "scalar", "sign", "trainer", "trainer-streamed") or a localplug.Update.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("zo", estimator="one-sided", update="adam").cost
+        '2 forward passes a batch'
     """
     return ZerothOrder(
         make_estimator(estimator),
@@ -57,6 +64,11 @@ def zo_sgd(
 
     Args:
         eps, num_directions, directions, parameters, backend: see the head of this file.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("zo-sgd", num_directions=4).cost
+        '8 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions),
@@ -83,6 +95,11 @@ def zo_sgd_momentum(
         eps, num_directions, directions, parameters, backend: see the head of this file.
         momentum: in [0, 1).
         window: steps that are looked back on; each costs one sweep of noise.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("zo-sgd-momentum", momentum=0.5).cost
+        '2 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions),
@@ -105,6 +122,11 @@ def zo_sgd_sign(
 
     Args:
         eps, num_directions, directions, parameters, backend: see the head of this file.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("zo-sgd-sign", num_directions=4).cost
+        '8 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions),
@@ -123,6 +145,11 @@ def zo_sgd_conservative(
 
     Args:
         eps, directions, parameters, backend: see the head of this file.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("zo-sgd-conservative").cost
+        '5 forward passes a batch'
     """
     return ZerothOrder(
         Candidates(eps),
@@ -151,6 +178,11 @@ def zo_adam(
         betas: decay of the first and the second moment, each in [0, 1).
         delta: > 0, in units of the gradient.
         window: steps that are looked back on; each costs one sweep of noise.
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("zo-adam", window=4).cost
+        '2 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions),
@@ -175,6 +207,11 @@ def zo_scalar_adam(
     Args:
         eps, num_directions, directions, parameters, backend: see the head of this file.
         beta: decay of the mean, in [0, 1).
+
+    Example:
+        >>> import localplug
+        >>> localplug.method("zo-scalar-adam", num_directions=4).cost
+        '8 forward passes a batch'
     """
     return ZerothOrder(
         TwoSided(eps, num_directions),

@@ -43,6 +43,11 @@ class Layers(Distribution):
 
     Raises:
         ValueError: one of them is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.distribution("layers", keep=2, order="cyclic").describe()
+        'Gaussian (2 layer(s), cyclic)'
     """
 
     def __init__(
@@ -175,7 +180,13 @@ class Coordinates(Distribution):
 
 @final
 class Sphere(Distribution):
-    """z = sqrt(d) y / ||y||: Gaussian directions of one length."""
+    """z = sqrt(d) y / ||y||: Gaussian directions of one length.
+
+    Example:
+        >>> import localplug
+        >>> localplug.distribution("sphere").describe()
+        'sphere'
+    """
 
     streams = True
 

@@ -26,6 +26,11 @@ class TwoSided(Probing):
 
     Raises:
         ValueError: eps or num_directions is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.estimator("two-sided", eps=1e-3, num_directions=4).describe()
+        'eps 0.001, 4 direction(s)'
     """
 
     num_fields = 1
@@ -69,6 +74,11 @@ class Curvature(Probing):
 
     Raises:
         ValueError: one of them is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.estimator("curvature", num_directions=2).describe()
+        'two-sided with the clean loss, eps 0.0001, 2 direction(s), curvature power 0.1'
 
     Reference: Chaubard, Kochenderfer, Re: probe-space preconditioning (1.5-SPSA), 2026.
     """

@@ -35,7 +35,13 @@ class _Stateless(Update):
 
 @final
 class SGD(_Stateless):
-    """theta <- (1 - lr weight_decay) theta - lr g_t."""
+    """theta <- (1 - lr weight_decay) theta - lr g_t.
+
+    Example:
+        >>> import localplug
+        >>> localplug.update("sgd").describe()
+        'SGD in place'
+    """
 
     def describe(self) -> str:
         return "SGD in place"
@@ -46,7 +52,13 @@ class SGD(_Stateless):
 
 @final
 class Sign(_Stateless):
-    """theta <- (1 - lr weight_decay) theta - lr sign(g_t)."""
+    """theta <- (1 - lr weight_decay) theta - lr sign(g_t).
+
+    Example:
+        >>> import localplug
+        >>> localplug.update("sign").describe()
+        'the sign in place'
+    """
 
     def describe(self) -> str:
         return "the sign in place"
@@ -74,6 +86,11 @@ class Scalar(_Stateless):
 
     Raises:
         ValueError: one of them is out of range.
+
+    Example:
+        >>> import localplug
+        >>> localplug.update("scalar", beta=0.9).describe()
+        'SGD over a scalar second moment (beta 0.9)'
     """
 
     def __init__(self, beta: float = 0.99, delta: float = 1e-8) -> None:
@@ -140,6 +157,11 @@ class Momentum(_Windowed):
 
     Raises:
         ValueError: one of them is out of range, or the selection of elements changes.
+
+    Example:
+        >>> import localplug
+        >>> localplug.update("momentum", beta=0.5, window=4).describe()
+        'momentum 0.5 rebuilt from 4 steps'
     """
 
     def __init__(self, beta: float = 0.9, window: int = 20) -> None:
@@ -177,6 +199,11 @@ class Adam(_Windowed):
 
     Raises:
         ValueError: one of them is out of range, or the selection of elements changes.
+
+    Example:
+        >>> import localplug
+        >>> localplug.update("adam", window=4).describe()
+        'Adam (0.9, 0.999) rebuilt from 4 steps'
     """
 
     def __init__(self, betas: tuple[float, float] = (0.9, 0.999), delta: float = 1e-8, window: int = 10) -> None:
@@ -207,7 +234,13 @@ class Adam(_Windowed):
 
 @final
 class Materialized(_Stateless):
-    """p.grad <- g_t, and the trainer's optimizer does the rest: any optimizer, at one gradient's memory and its state."""
+    """p.grad <- g_t, and the trainer's optimizer does the rest: any optimizer, at one gradient's memory and its state.
+
+    Example:
+        >>> import localplug
+        >>> localplug.update("trainer").describe()
+        "the trainer's optimizer"
+    """
 
     def describe(self) -> str:
         return "the trainer's optimizer"
@@ -227,6 +260,11 @@ class Streamed(_Stateless):
 
     For optimizers that treat parameters apart (SGD, Adam, Lion, sign), which is nearly all of torch.optim. The state of
     the optimizer is as large as ever.
+
+    Example:
+        >>> import localplug
+        >>> localplug.update("trainer-streamed").describe()
+        "the trainer's optimizer, parameter by parameter"
     """
 
     def describe(self) -> str:
