@@ -5,11 +5,12 @@
 Text is wikitext-2: the file valid.txt, split 90 : 10, trains and chooses; test.txt is looked at once, at the end of each run
 that counts. All Linear layers but the tied head are ternary, one scale for 64 inputs (576 is a multiple of neither 128 nor
 256). AdamW without weight decay, a tenth of the steps up to the learning rate and then down to 0 in a straight line. A row is
-trained on the first seed for each of its learning rates, and the rate that the choosing part prefers counts for all seeds.
+trained on the first seed for each of its learning rates; the rate that the choosing part prefers counts for all seeds, and the
+run that had it is the first seed's.
 
 Rows: plain (full precision, trained alike), packed (not trained at all), and the methods. Numbers are nats for each token:
 of the latent model at its end, and of the same model packed, which must be equal. What is done already is in
-results/ternary_qat.json and is not done again.
+results/ternary_qat.json, run by run, and is not done again.
 """
 
 import argparse
@@ -32,7 +33,7 @@ logging.set_verbosity_error()
 
 CONTEXT, GROUP_SIZE = 256, 64
 METHODS = ("tequila", "absmean", "twn", "sherry", "annealed")
-RATES = {"plain": [3e-5, 1e-4], "packed": [0.0], **{method: [1e-4, 3e-4, 1e-3] for method in METHODS}}
+RATES = {"plain": [3e-5, 1e-4], "packed": [0.0], **{method: [3e-4, 1e-3] for method in METHODS}}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -109,14 +110,28 @@ def main():
     if done.get("setting", setting) != setting:
         sys.exit(f"{path} is of another setting, {done['setting']}; move it away")
     rows = done.get("rows", {})
+
+    def keep():
+        if not given.quick:
+            save("ternary_qat", {"setting": setting, "rows": rows})
+
     for row in given.rows:
-        if row in rows:
-            continue
-        trials = [run(row, rate, given.seeds[0], given, parts)[1] for rate in RATES[row][: 1 if given.quick else None]]
-        best = min(trials, key=lambda trial: trial["chosen_on"])["rate"]
-        counted = []
+        found = rows.setdefault(row, {"trials": [], "runs": []})
+        trials, counted = found["trials"], found["runs"]
+        trained = {}  # the model of the best trial so far, by its rate
+        for rate in RATES[row][: 1 if given.quick else None]:
+            if len(RATES[row]) > 1 and rate not in [trial["rate"] for trial in trials]:
+                model, result = run(row, rate, given.seeds[0], given, parts)
+                if all(result["chosen_on"] < trial["chosen_on"] for trial in trials):
+                    trained = {rate: (model, dict(result))}
+                trials.append(result)
+                keep()
+        best = min(trials, key=lambda trial: trial["chosen_on"])["rate"] if trials else RATES[row][0]
         for seed in given.seeds:
-            model, result = run(row, best, seed, given, parts)
+            if seed in [result["seed"] for result in counted]:
+                continue
+            is_first = seed == given.seeds[0]
+            model, result = trained.pop(best) if is_first and best in trained else run(row, best, seed, given, parts)
             result["test"] = loss_on(model, parts[2], given.evaluated)
             if row != "plain":
                 freeze_(model)
@@ -125,10 +140,8 @@ def main():
                 measured = report(model)
                 result["bits_per_weight"], result["dead"] = measured.bits_per_weight, measured.dead_fraction
             counted.append(result)
-        rows[row] = {"trials": trials, "runs": counted}
-        print(row, counted)
-        if not given.quick:
-            save("ternary_qat", {"setting": setting, "rows": rows})
+            print(row, result, file=sys.stderr, flush=True)
+            keep()
 
 
 if __name__ == "__main__":

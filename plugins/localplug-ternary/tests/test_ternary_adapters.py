@@ -1,8 +1,10 @@
 """LoRA over packed and latent layers, by peft."""
 
+import copy
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import localplug
@@ -94,6 +96,26 @@ def test_merging_is_refused_and_changes_nothing(packed):
         with pytest.raises(localplug.Unsupported, match="rounded to ternary again"):
             merge()
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("kind", [LoraConfig, LoHaConfig])
+def test_adapters_that_peft_makes_by_itself_are_not_merged_into_latent_layers(kind):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        own = {"init_lora_weights": False} if kind is LoraConfig else {"init_weights": False}
+        model = get_peft_model(ternary_llama(False), kind(target_modules=["q_proj", "lm_head"], r=4, **own))
+    inner = model.base_model.model
+    layer = inner.model.layers[0].self_attn.q_proj
+    assert not isinstance(layer, LoraTernary) and isinstance(layer.base_layer, TernaryLinear)
+    before, weight = logits(model), layer.base_layer.weight.clone()
+    for merge in (model.merge_and_unload, model.merge_adapter, layer.merge):
+        with pytest.raises(localplug.Unsupported, match="rounded to ternary again"):
+            merge()
+    assert torch.equal(logits(model), before) and torch.equal(layer.base_layer.weight, weight)
+    with pytest.raises(localplug.Unsupported):
+        copy.deepcopy(layer).merge()
+    inner.lm_head.merge()  # an ordinary layer beside it merges as ever
+    assert inner.lm_head.merged
 
 
 def test_what_needs_the_weights_is_refused_at_the_door():

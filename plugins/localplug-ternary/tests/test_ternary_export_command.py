@@ -43,7 +43,7 @@ def test_plain_with_its_tokenizer(tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
-@pytest.mark.parametrize("type", [None, "TQ1_0"])
+@pytest.mark.parametrize("type", [None, "TQ1_0", "Q2_0"])
 def test_gguf(type, tmp_path):
     saved(tmp_path / "model")
     words = ["export", "ternary", str(tmp_path / "model"), "--to", "gguf", "--out", str(tmp_path / "out")]

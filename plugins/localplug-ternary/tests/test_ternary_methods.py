@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from localplug import dequantize, straight_through
 from localplug_ternary.absmean import Absmean
 from localplug_ternary.annealed import Annealed
 from localplug_ternary.config import TernaryConfig
 from localplug_ternary.latent import TernaryLinear
-from localplug_ternary.method import dequantize, straight_through
 from localplug_ternary.sherry import Sherry
 from localplug_ternary.tequila import Tequila
 from localplug_ternary.twn import TWN

@@ -217,3 +217,10 @@ def test_under_autocast():
 def test_the_weight_that_others_read():
     packed = PackedTernaryLinear.of(latent())
     assert torch.equal(packed.weight, packed.dequantized(torch.float32)) and packed.weight.shape == (12, 64)
+
+
+def test_layers_made_in_inference_mode_use_the_kernel_too():
+    with torch.inference_mode():
+        layer = PackedTernaryLinear(256, 8, int8_activations=True)
+        layer.scales.fill_(1.0)
+        assert layer(torch.ones(2, 256)).shape == (2, 8)

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from localplug_ternary.card import save_pretrained
     from localplug_ternary.config import TernaryConfig
     from localplug_ternary.convert import freeze_, ternarize_, unfreeze_
+    from localplug_ternary.distill import Distillation
     from localplug_ternary.latent import TernaryLinear
     from localplug_ternary.measure import report
     from localplug_ternary.packed import PackedTernaryLinear
     from localplug_ternary.reconstruct import reconstruct_
     from localplug_ternary.scales import train_scales_
     from localplug_ternary.schedule import TernaryProgress, set_progress_
+    from localplug_ternary.signs import TernarySigns
 
 _HOME = {
     "TernaryConfig": "config",
@@ -28,6 +30,7 @@ _HOME = {
     "freeze_": "convert",
     "unfreeze_": "convert",
     "report": "measure",
+    "Distillation": "distill",
     "TernaryLinear": "latent",
     "PackedTernaryLinear": "packed",
     "reconstruct_": "reconstruct",
@@ -35,16 +38,19 @@ _HOME = {
     "set_int8_activations_": "activations",
     "set_progress_": "schedule",
     "TernaryProgress": "schedule",
+    "TernarySigns": "signs",
     "save_pretrained": "card",
     "with_lora": "adapters",
     "load_lora": "adapters",
 }
 
 __all__ = [
+    "Distillation",
     "PackedTernaryLinear",
     "TernaryConfig",
     "TernaryLinear",
     "TernaryProgress",
+    "TernarySigns",
     "freeze_",
     "load_lora",
     "report",
@@ -65,6 +71,22 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"localplug_ternary.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+@localplug.hookimpl
+def localplug_quantizers() -> dict[str, str]:
+    return {
+        "tequila": "localplug_ternary.tequila:Tequila",
+        "absmean": "localplug_ternary.absmean:Absmean",
+        "twn": "localplug_ternary.twn:TWN",
+        "sherry": "localplug_ternary.sherry:Sherry",
+        "annealed": "localplug_ternary.annealed:Annealed",
+    }
+
+
+@localplug.hookimpl
+def localplug_methods() -> dict[str, str]:
+    return {"ternary-signs": "localplug_ternary.signs:TernarySigns"}
 
 
 @localplug.hookimpl

@@ -11,11 +11,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from localplug_ternary.method import Ternary, TernaryMethod, grouped, straight_through, ternary
+from localplug import Quantizer, Ternary, grouped, straight_through, ternary
 
 
 @final
-class Absmean(TernaryMethod):
+class Absmean(Quantizer):
     """Round to the mean magnitude.
 
         t = clip(round(w / mean |w|), -1, 1)

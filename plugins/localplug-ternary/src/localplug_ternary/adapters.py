@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from localplug.errors import Unsupported
 from localplug_ternary.latent import TernaryLinear
+from localplug_ternary.merging import REASON
 from localplug_ternary.packed import PackedTernaryLinear
 
 try:
@@ -99,10 +100,7 @@ class LoraTernary(nn.Module, LoraLayer):
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise Unsupported(
-            "adapters are not merged into ternary layers: the sum would be rounded to ternary again, which changes the "
-            "outputs. Keep the adapter beside the model (save_pretrained and load_lora), or dequantize the model first"
-        )
+        raise Unsupported(REASON)
 
     def unmerge(self) -> None:
         """Nothing is merged, ever."""

@@ -14,13 +14,13 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from localplug_ternary.method import Ternary, TernaryMethod, grouped, straight_through, ternary, wide
+from localplug import Quantizer, Ternary, grouped, straight_through, ternary, wide
 
 RAMP_ENDS, HARD_FROM = 0.2, 0.8  # of the training
 
 
 @final
-class Annealed(TernaryMethod):
+class Annealed(Quantizer):
     """From full precision to ternary without a jump.
 
         y = x ((1 - rho) w + rho soft_T(w))^T,  rho: 0 -> 1, then T: temperature -> final_temperature, then y = x A^T

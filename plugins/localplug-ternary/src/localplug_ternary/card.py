@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from localplug_ternary.config import IMPORT, config_of
+from localplug_ternary.config import IMPORT, OURS, config_of
 
 
 def model_card(model: PreTrainedModel) -> str:
@@ -21,6 +21,7 @@ def model_card(model: PreTrainedModel) -> str:
     groups = f"groups of {config.group_size} inputs" if config.group_size else "whole rows"
     form = "packed, 2 bits a weight" if config.packed else "latent weights, for training"
     name = type(model).__name__
+    more = "" if config.method in OURS else f" and the package that gives the method {config.method}"
     return f"""---
 library_name: transformers
 tags:
@@ -28,7 +29,7 @@ tags:
 ---
 Ternary weights ({config.method}, one scale for {groups}; {form}).
 
-To load it, `pip install localplug-ternary`, and import the quantizer before the model is loaded:
+To load it, `pip install localplug-ternary`{more}, and import the quantizer before the model is loaded:
 
 ```python
 {IMPORT}

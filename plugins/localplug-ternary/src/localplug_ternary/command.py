@@ -3,6 +3,13 @@
 import argparse
 import logging
 
+EXAMPLES = """\
+examples:
+  localplug ternarize HuggingFaceTB/SmolLM2-135M out/latent --group-size 64
+  localplug ternarize out/latent out/packed --group-size 64 --packed
+
+exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted"""
+
 logger = logging.getLogger("localplug")
 
 
@@ -11,11 +18,18 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="localplug ternarize",
         description="Make a saved causal language model ternary: latent weights to train, or packed ones.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="folder, or name on the hub")
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--method", default="tequila", help="tequila, absmean, twn, sherry or annealed")
-    parser.add_argument("--group-size", default="256", help="256, 128, 64 or row (default: 256)")
+    parser.add_argument(
+        "--group-size",
+        default="256",
+        choices=("256", "128", "64", "row"),
+        help="inputs that share a scale (default: 256)",
+    )
     parser.add_argument("--packed", action="store_true", help="pack to 2 bits a weight; they train no more")
     given = parser.parse_args(arguments)
 

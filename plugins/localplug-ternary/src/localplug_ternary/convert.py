@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from localplug.errors import Unsupported
+from localplug import Quantizer, Unsupported
 from localplug_ternary.config import TernaryConfig
 from localplug_ternary.latent import TernaryLinear, linear_weight
-from localplug_ternary.method import TernaryMethod
 from localplug_ternary.packed import PackedTernaryLinear
 from localplug_ternary.scales import train_scales_
 from localplug_ternary.selection import Filter, problems, refuse, selected
@@ -114,7 +113,7 @@ def unfreeze_(model: nn.Module) -> nn.Module:
     )
 
 
-def latent_of(layer: nn.Module, method: TernaryMethod, progress: float) -> TernaryLinear:
+def latent_of(layer: nn.Module, method: Quantizer, progress: float) -> TernaryLinear:
     """The latent layer in the place of a Linear or Conv1D, which shares its parameters where their layout allows."""
     weight, bias = linear_weight(layer), layer.bias
     assert bias is None or isinstance(bias, nn.Parameter)

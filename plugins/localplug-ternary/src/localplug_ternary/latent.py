@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from localplug_ternary.method import TernaryMethod
+from localplug import Quantizer
+from localplug_ternary.merging import keep_adapters_beside
 
 
 @final
@@ -36,7 +37,7 @@ class TernaryLinear(nn.Linear):
         out_features: int,
         bias: bool = True,
         *,
-        method: TernaryMethod,
+        method: Quantizer,
         is_transposed: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -52,6 +53,9 @@ class TernaryLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {type(self.method).__name__.lower()}, group_size={self.method.group_size}"
+
+
+keep_adapters_beside(TernaryLinear)
 
 
 def whole_bias(b_N: Tensor | None, C_N: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:

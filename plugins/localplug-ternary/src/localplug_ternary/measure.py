@@ -5,9 +5,10 @@ from typing import final
 
 import torch
 from torch import nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 
+from localplug import Ternary, dequantize
 from localplug_ternary.latent import TernaryLinear, whole_bias
-from localplug_ternary.method import Ternary, dequantize
 from localplug_ternary.packed import PackedTernaryLinear, unpack
 from localplug_ternary.selection import refuse
 
@@ -82,7 +83,8 @@ def report(model: nn.Module) -> Report:
     """
     layers: list[LayerReport] = []
     inside: set[int] = set()
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for name, module in tqdm(modules.items(), desc="measure", unit="layer", delay=1.0, leave=False):
         if isinstance(module, TernaryLinear | PackedTernaryLinear):
             layers.append(_measured(name, module))
             inside.update(id(p) for p in module.parameters())

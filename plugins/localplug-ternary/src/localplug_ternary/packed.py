@@ -5,14 +5,16 @@ Byte j of a row holds inputs 4j to 4j + 3, input 4j + i in the bits 2i and 2i + 
 
 import functools
 import importlib
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from localplug import dequantize
+from localplug.quantizers import faults
 from localplug_ternary.latent import TernaryLinear, whole_bias
-from localplug_ternary.method import dequantize
 
 
 def pack(codes_NK: Tensor) -> Tensor:
@@ -96,6 +98,8 @@ class PackedTernaryLinear(nn.Module):
         self.register_parameter("bias", nn.Parameter(zeros, requires_grad=False) if bias else None)
         if trains_scales:
             self.train_scales_()
+        self.code_shift: Callable[[Tensor], object] | None = None
+        """Changes the codes in place, as float32, whenever they are unpacked; nothing outside an evaluation of TernarySigns."""
         self._prepared: Any = None
         self._prepared_of: tuple[Any, ...] = ()
 
@@ -104,9 +108,11 @@ class PackedTernaryLinear(nn.Module):
         """What a latent layer has become.
 
         Raises:
-            ValueError: its scales have no float16.
+            ValueError: its scales have no float16, or its method answers with something else than codes and scales.
         """
         made = latent.method.quantize(latent.weight)
+        if wrong := faults(latent.method, made, latent.weight.shape):  # a plugin's may
+            raise ValueError(f"its method {type(latent.method).__name__} breaks its contract: {'; '.join(wrong)}")
         bias_N = whole_bias(None if latent.bias is None else latent.bias.detach(), made.bias, torch.float32)
         w_NGg = latent.weight.detach().reshape(*made.scales.shape, -1)
         if not bool(made.scales.isfinite().all()):
@@ -130,6 +136,20 @@ class PackedTernaryLinear(nn.Module):
         packed.train(latent.training)
         return packed
 
+    def problems(self) -> list[str]:
+        """What is wrong with tensors that came from a file; a packed weight of ours has none of it."""
+        if self.codes.is_meta:
+            return []
+        if self.codes.dtype != torch.uint8:
+            return [f"codes must be bytes (uint8), they are {self.codes.dtype}"]
+        wrong = []
+        if bool((self.codes & self.codes >> 1 & 0b01010101).any()):
+            wrong.append("codes must be 0, 1 or 2, some are 3")
+        for name, values in (("scales", self.scales), ("bias", self.bias)):
+            if values is not None and not (values.is_floating_point() and bool(values.isfinite().all())):
+                wrong.append(f"{name} must be finite floating-point numbers")
+        return wrong
+
     @property
     def trains_scales(self) -> bool:
         return self.scales.requires_grad
@@ -143,7 +163,12 @@ class PackedTernaryLinear(nn.Module):
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """A, (N, K)."""
-        return dequantize(unpack(self.codes), self.scales, dtype)
+        codes_NK = unpack(self.codes)
+        if self.code_shift is None:
+            return dequantize(codes_NK, self.scales, dtype)
+        t_NK = codes_NK.to(torch.float32)
+        self.code_shift(t_NK)
+        return dequantize(t_NK, self.scales, torch.float32).to(dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -151,19 +176,22 @@ class PackedTernaryLinear(nn.Module):
         return self.dequantized(torch.float32).detach()
 
     def forward(self, input: Tensor) -> Tensor:
-        learns = torch.is_grad_enabled() and (input.requires_grad or self.scales.requires_grad)
-        if (
-            self.int8_activations
-            and not learns
-            and not self.trains_scales
-            and (kernels := self._kernels(input)) is not None
-        ):
-            y: Tensor = kernels.linear(input, self._prepared)
+        records = torch.is_grad_enabled() and self.code_shift is None
+        learns = records and (input.requires_grad or self.scales.requires_grad)
+        if self.int8_activations and not learns and not self.trains_scales and (y := self._int8(input)) is not None:
             return y
         bias_N = whole_bias(self.bias, None, input.dtype)
         if not learns:
             return F.linear(input, self.dequantized(input.dtype), bias_N)
-        y = _Unpacking.apply(input, self.scales, self.codes, bias_N)
+        made: Tensor = _Unpacking.apply(input, self.scales, self.codes, bias_N)
+        return made
+
+    @torch.compiler.disable  # which cannot look into the kernel's library
+    def _int8(self, input: Tensor) -> Tensor | None:
+        """Of the compiled kernel; None where there is none for this layer or input."""
+        if (kernels := self._kernels(input)) is None:
+            return None
+        y: Tensor = kernels.linear(input, self._prepared)
         return y
 
     def _kernels(self, input: Tensor) -> Any:
@@ -171,7 +199,8 @@ class PackedTernaryLinear(nn.Module):
         if input.device.type != "cpu" or self.group_size not in (None, 128, 256) or (found := _compiled()) is None:
             return None
         tensors = (self.codes, self.scales, self.bias)
-        now = tuple(None if t is None else (t.data_ptr(), t._version) for t in tensors)
+        # Tensors made in inference mode have no version, and nothing writes them.
+        now = tuple(None if t is None else (t.data_ptr(), t.is_inference() or t._version) for t in tensors)
         if self._prepared is None or now != self._prepared_of:
             bias_N = None if self.bias is None else self.bias.detach()
             group = self.group_size or self.in_features

@@ -39,7 +39,7 @@ class TernaryQuantizer(HfQuantizer):
         quantization_config: a TernaryConfig; a copy is kept.
 
     Raises:
-        ValueError: when a model's layers do not fit the configuration; lists all of them.
+        ValueError: when a model's layers do not fit the configuration, or a packed checkpoint is damaged; lists all of them.
     """
 
     def __init__(self, quantization_config: TernaryConfig, **kwargs: Any) -> None:
@@ -73,6 +73,8 @@ class TernaryQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if not self.config.packed:
             return model
+        if self.pre_quantized:
+            refuse("from_pretrained", _damaged(model))
         if not self.pre_quantized:
             pack_(model, self.config.trainable, self.config.int8_activations)
         elif self.config.trainable == "scales":
@@ -118,6 +120,11 @@ class TernaryQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _damaged(model: nn.Module) -> list[str]:
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, PackedTernaryLinear)]
+    return [f"{name!r} is damaged: {problem}" for name, layer in layers for problem in layer.problems()]
 
 
 @final

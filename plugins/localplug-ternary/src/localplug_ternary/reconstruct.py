@@ -134,7 +134,7 @@ def _recorded(
         for i, (name, block) in enumerate(blocks.items())
     ]
     try:
-        for batch in batches:
+        for batch in tqdm(batches, desc="record", unit="batch", delay=1.0, leave=False):
             model(**batch, **({"use_cache": False} if hasattr(model, "config") else {}))
     finally:
         for handle in handles:

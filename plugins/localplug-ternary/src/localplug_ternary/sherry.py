@@ -16,13 +16,13 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from localplug_ternary.method import Ternary, TernaryMethod, grouped, straight_through, ternary
+from localplug import Quantizer, Ternary, grouped, straight_through, ternary
 
 WARM_UP = 0.1  # of the training
 
 
 @final
-class Sherry(TernaryMethod):
+class Sherry(Quantizer):
     """Three of four.
 
         A = s t with one t = 0 in each four inputs;  training computes with A + eps w, eps -> 0

@@ -18,11 +18,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from localplug_ternary.method import Ternary, TernaryMethod, grouped, straight_through, ternary, wide
+from localplug import Quantizer, Ternary, grouped, straight_through, ternary, wide
 
 
 @final
-class Tequila(TernaryMethod):
+class Tequila(Quantizer):
     """Dead-zone weights become a bias of their output.
 
         y = x A^T + C + b,  A = s t,  C_j = lambda sum of w_ji over the dead zone of row j

@@ -10,11 +10,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from localplug_ternary.method import Ternary, TernaryMethod, grouped, straight_through, ternary
+from localplug import Quantizer, Ternary, grouped, straight_through, ternary
 
 
 @final
-class TWN(TernaryMethod):
+class TWN(Quantizer):
     """The scale that fits best.
 
         t = sign(w) [|w| > 0.7 mean |w|],  s = <w, t> / <t, t>

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from localplug_ternary.export.blocks import FORMATS
+
 _IN_LAYER = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -91,5 +93,5 @@ def write_header(writer: Any, config: Any, type: str) -> None:
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{type}"])
+    writer.add_file_type(FORMATS[type].file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -46,7 +46,8 @@ def read(what: str, model: Any, out: str | os.PathLike[str]) -> Source:
         wrong.append(f"{os.fspath(out)!r} exists already and is no empty folder")
     layers: dict[str, PackedTernaryLinear] = {}
     adapted, unfinished = [], []
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for name, module in bar(modules.items(), "read", len(modules)):  # latent layers are packed on the way
         if hasattr(module, "lora_A"):
             adapted.append(name)
         elif isinstance(module, TernaryLinear):
