@@ -6,9 +6,9 @@
 
 agreement: a Llama 256 wide, ternary by tequila with a lambda of 0.1, so that its folded biases matter, with SmolLM2's
 tokenizer, at 256 positions of wikitext-2's valid.txt, in each type of file; Q2_0 of a model with groups of 128. It is trained
-on those positions for some steps, so that its likeliest tokens are no near ties. Numbers: the share of positions where both have
-the same likeliest token, the distance of the logits by the norm of torch's, the same two for the torch model with its own 8-bit
-activations, and without its folded biases, and whether llama.cpp cuts the text into the same tokens. llama.cpp rounds
+on those positions for some steps, so that its likeliest tokens are no near ties. Numbers: the share of positions where both
+have the same likeliest token, the distance of the logits by the norm of torch's, the same two for the torch model with its own
+8-bit activations, and without its folded biases, and whether llama.cpp cuts the text into the same tokens. llama.cpp rounds
 activations to 8 bits, so that the distance is not 0. Bar: agreement of 0.98 at least, and the same tokens. --model compares a
 saved ternary Llama of yours, and saves nothing.
 
