@@ -33,20 +33,19 @@ def _backprop() -> str:
     )
 
 
+def _step(batch: str, ways: dict[str, str]) -> str:
+    """The time of a step; ways are {what zo_figures calls it: what a reader sees}."""
+    times = result("zo_figures")["smollm2"][batch]
+    parts = [f"{shown} {times[way]:.2f}" for way, shown in ways.items()]
+    return f"{batch} a batch, over two forward passes: {', '.join(parts)} ({source('zo_figures')})"
+
+
 def _few_tokens() -> str:
-    tokens = result("zo_figures")["smollm2"]["16 tokens"]
-    return (
-        f"16 tokens a batch, over two forward passes: `rank-1` {tokens['rank-1']:.2f}, stacked {tokens['rank-1 stacked']:.2f}, "
-        f"`gaussian` {tokens['gaussian']:.2f} ({source('zo_figures')})"
-    )
+    return _step("16 tokens", {"rank-1": "`rank-1`", "rank-1 stacked": "stacked", "gaussian": "`gaussian`"})
 
 
 def _noise() -> str:
-    tokens = result("zo_figures")["smollm2"]["128 tokens"]
-    return (
-        f"128 tokens a batch, over two forward passes: `rank-1` {tokens['rank-1']:.2f}, `rademacher` "
-        f"{tokens['rademacher']:.2f}, `gaussian` {tokens['gaussian']:.2f} ({source('zo_figures')})"
-    )
+    return _step("128 tokens", {"rank-1": "`rank-1`", "rademacher": "`rademacher`", "gaussian": "`gaussian`"})
 
 
 def _heads() -> str:

@@ -10,6 +10,21 @@ from typing import Any
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
+def earlier(name: str, setting: dict[str, Any], *, quick: bool = False) -> dict[str, Any]:
+    """What runs of this setting have left in results/NAME.json, to go on from; of a quick run and of a first one, the setting.
+
+    Raises:
+        SystemExit: the file is of another setting.
+    """
+    path = RESULTS / f"{name}.json"
+    if quick or not path.exists():
+        return {"setting": setting}
+    result: dict[str, Any] = json.loads(path.read_text())["result"]
+    if result["setting"] != setting:
+        sys.exit(f"{path} is of another setting, {result['setting']}; move it away")
+    return result
+
+
 def save(name: str, result: Any) -> None:
     """Write results/NAME.json with versions, command and date, and print it."""
     import torch

@@ -26,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from multiple_choice import NORMALISED, TASKS, score, some
 from ternary_qat import GROUP_SIZE, loss_on, texts, train
 
-from record import RESULTS, save
+from record import earlier, save
 
 logging.set_verbosity_error()
 
@@ -64,10 +64,7 @@ def main():
     if given.quick:
         given.questions, given.steps = 8, 2
     setting = {"questions": given.questions, "steps": given.steps, "seed": given.seed}
-    path = RESULTS / "ternary_arc.json"
-    done = json.loads(path.read_text())["result"] if path.exists() and not given.quick else {}
-    if done.get("setting", setting) != setting:
-        sys.exit(f"{path} is of another setting, {done['setting']}; move it away")
+    done = earlier("ternary_arc", setting, quick=given.quick)
     tokenizer = AutoTokenizer.from_pretrained(offline_models.smollm2())
     parts = texts(given.data)
     tasks = {

@@ -14,7 +14,6 @@ results/ternary_qat.json, run by run, and is not done again.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 import time
@@ -27,7 +26,7 @@ from localplug_ternary import PackedTernaryLinear, TernaryConfig, freeze_, repor
 from localplug_transformers import offline_models
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from record import RESULTS, save
+from record import earlier, save
 
 logging.set_verbosity_error()
 
@@ -105,10 +104,7 @@ def main():
         given.steps, given.batch, given.evaluated = 2, 1, 2
     parts = texts(given.data)
     setting = {"steps": given.steps, "batch": given.batch, "evaluated": given.evaluated, "device": DEVICE}
-    path = RESULTS / "ternary_qat.json"
-    done = json.loads(path.read_text())["result"] if path.exists() and not given.quick else {}
-    if done.get("setting", setting) != setting:
-        sys.exit(f"{path} is of another setting, {done['setting']}; move it away")
+    done = earlier("ternary_qat", setting, quick=given.quick)
     rows = done.get("rows", {})
 
     def keep():

@@ -36,7 +36,7 @@ from localplug_transformers import offline_models, peak_memory, sentiment
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import zo_tasks
 
-from record import RESULTS, save
+from record import earlier, save
 
 NAME, BATCH, GROUP_SIZE, SEEDS = "ternary_scales", 16, 64, (0, 1)
 RATES, EPS = (1e-4, 3e-4, 1e-3), 1e-3
@@ -156,11 +156,10 @@ def one_step(how, tokens):
 
 
 def memory(tokens):
-    steady = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     found = {}
     for how in ("inference", "mezo"):
         command = [sys.executable, __file__, "--one-step", how, "--tokens", str(tokens)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **steady})
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **peak_memory.STEADY})
         if done.returncode:
             raise RuntimeError(f"measuring {how} failed: {done.stderr[-500:]}")
         found[how] = json.loads(done.stdout.splitlines()[-1])
@@ -195,10 +194,7 @@ def main():
         "recovery_steps": given.recovery_steps, "steps": given.steps, "eps": EPS,
         "tokens": given.tokens, "chosen_on": len(task.chosen_on), "test": len(task.test),
     }  # fmt: skip
-    path = RESULTS / f"{NAME}.json"
-    result = json.loads(path.read_text())["result"] if path.exists() and not given.quick else {"setting": setting}
-    if result["setting"] != setting:
-        sys.exit(f"{path} is of another setting, {result['setting']}; move it away")
+    result = earlier(NAME, setting, quick=given.quick)
 
     def keep(what, found):
         print(f"{what}: {found}", file=sys.stderr, flush=True)

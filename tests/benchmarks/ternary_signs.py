@@ -10,7 +10,6 @@ What is done already is in results/ternary_signs.json and is not done again.
 """
 
 import argparse
-import json
 import math
 import pathlib
 import sys
@@ -24,7 +23,7 @@ from localplug_ternary import TernaryConfig, freeze_, ternarize_, train_scales_
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from mnist import DATA, read
-from record import RESULTS, save
+from record import earlier, save
 
 NAME, SEEDS, BATCH, KEPT = "ternary_signs", (0, 1), 256, 10_000
 RECOVERY = 30  # steps of backpropagation
@@ -88,10 +87,7 @@ def main():
     test = read("t10k", given.data)
     x, y, chosen_on = x[:-KEPT], y[:-KEPT], (x[-KEPT:], y[-KEPT:])
     setting = {"steps": steps, "batch": BATCH, "recovery": RECOVERY}
-    path = RESULTS / f"{NAME}.json"
-    result = json.loads(path.read_text())["result"] if path.exists() and not given.quick else {"setting": setting}
-    if result["setting"] != setting:
-        sys.exit(f"{path} is of another setting, {result['setting']}; move it away")
+    result = earlier(NAME, setting, quick=given.quick)
 
     def keep(what, found):
         print(f"{what}: {found}", file=sys.stderr, flush=True)

@@ -12,6 +12,9 @@ import pathlib
 import subprocess
 import sys
 
+# One arena, and every large block mapped by itself: what is freed leaves the resident memory at once, in each way alike.
+STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
 
 def resident(field: str) -> int:
     """VmRSS (now) or VmHWM (largest since the last reset) of this process, in bytes; Linux only."""
@@ -33,9 +36,7 @@ def measured(how: str, model: str, batch: int, tokens: int, kind: str = "causal"
         RuntimeError: the process failed; with the end of what it printed.
     """
     command = [sys.executable, "-m", "localplug_transformers.peak_memory", how, model, str(batch), str(tokens), kind]
-    # One arena, and every large block mapped by itself: what is freed leaves the resident memory at once, in all three.
-    steady = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **steady})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **STEADY})
     if done.returncode:
         raise RuntimeError(f"measuring {how} failed: {done.stderr[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
