@@ -147,9 +147,8 @@ def straight_through(w_NK: Tensor, made: Ternary) -> Tensor:
         [[1.0, 1.0]]
     """
     A_NK = dequantize(made.codes, made.scales, w_NK.dtype)
-    if (
-        torch.compiler.is_compiling()
-    ):  # which takes no function with a forward derivative of its own, and fuses this one
+    # torch.compile takes no function with a forward derivative of its own, and makes one operation of this sum
+    if torch.compiler.is_compiling():
         return A_NK + (w_NK - w_NK.detach())
     return _StraightThrough.apply(w_NK, A_NK)
 
