@@ -17,7 +17,6 @@ one that is there is not run again.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import pathlib
@@ -31,6 +30,7 @@ import localplug
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from record import RESULTS, save
+from saved_tensors import saved_bytes
 
 logging.set_verbosity_error()
 
@@ -127,32 +127,6 @@ def trained(task, how, lr, steps, args, parts):
         step(parts[0][torch.randint(len(parts[0]), (TASKS[task],), generator=order)])
         schedule.step()
     return model, (time.process_time() - start) / steps
-
-
-@contextlib.contextmanager
-def saved_bytes(model, *inputs):
-    """Bytes that autograd holds at one time inside the `with`, those of weights and inputs left out: [peak]."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *inputs)}
-    live, peak = {}, [0]  # storage -> [bytes, how often it is held]
-
-    class Kept:
-        def __init__(self, tensor):
-            self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
-            entry = live.setdefault(self.key, [tensor.untyped_storage().nbytes(), 0])
-            entry[1] += 1
-            peak[0] = max(peak[0], sum(size for size, _ in live.values()))
-
-        def __del__(self):
-            entry = live[self.key]
-            entry[1] -= 1
-            if not entry[1]:
-                del live[self.key]
-
-    def pack(tensor):
-        return tensor if tensor.untyped_storage().data_ptr() in own else Kept(tensor)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda k: k.tensor if isinstance(k, Kept) else k):
-        yield peak
 
 
 def memory(task, how, args, parts):

@@ -29,9 +29,9 @@ from torch.nn import functional as F
 import localplug
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from block_local_lm import saved_bytes
 from cifar import images
 from record import RESULTS, save
+from saved_tensors import saved_bytes
 
 BATCH, VALIDATION = 100, 500
 ROWS = {

@@ -1,14 +1,15 @@
 """Zeroth order on the scales and biases of a packed ternary SmolLM2-135M, on SST-2: against no training, and in what memory.
 
-    python tests/benchmarks/ternary_scales.py [--data ../shared/data] [--minutes 60] [--quick]
+    python tests/benchmarks/ternary_scales.py [--data ../shared/data] [--minutes 60] [--seen] [--quick]
 
 The model that it starts from is made once, and kept in the cache folder of localplug: SmolLM2-135M as a classifier by the
 words " terrible" and " great", ternary by tequila with one scale for 64 inputs; some steps of straight-through backpropagation
 on labelled prompts (AdamW, 16 rows each); then it is packed (freeze_). From there mezo trains scales and biases alone
-(train_scales_), by 16 rows and two forward passes a step, with a learning rate that falls to 0 in a straight line. The rate is
-chosen on seed 0 by the loss on 200 rows that nothing trains on, after half of the steps. 400 dev rows are looked at once, at
-the end of each run: differences to the model without that training are paired, row by row, with their standard errors. "z" is a
-difference by its error; bar: z of the loss below -2 in each seed.
+(train_scales_), by 16 rows and two forward passes a step, with a learning rate that falls to 0 in a straight line, on 3,000
+rows that the recovery has not seen; with --seen on the 1,000 rows that it has seen twice, where next to nothing is left to
+learn (results/ternary_scales_seen.json). The rate is chosen on seed 0 by the loss on 200 rows that nothing trains on, after
+half of the steps. The dev rows are looked at once, at the end of each run: differences to the model without that training are
+paired, row by row, with their standard errors. "z" is a difference by its error; bar: z of the loss below -2 in each seed.
 
 Memory: largest resident memory of a process that loads the packed model and makes one step of 16 x 64 tokens, by that of one
 that makes plain inference of the same batch. Bar: at most 1.1.
@@ -35,11 +36,11 @@ from localplug_transformers import offline_models, peak_memory, sentiment
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import zo_tasks
-
 from record import earlier, save
 
 NAME, BATCH, GROUP_SIZE, SEEDS = "ternary_scales", 16, 64, (0, 1)
-RATES, EPS = (1e-4, 3e-4, 1e-3), 1e-3
+RATES, RATES_SEEN, EPS = (1e-4, 2e-4), (1e-4, 3e-4, 1e-3), 1e-3
+NUM_FRESH = 3_000  # rows that mezo trains on
 RECOVERY_RATE = 3e-4
 WARM_UP = 5  # steps of the recovery
 
@@ -85,10 +86,18 @@ def recovered(task, given):
     return model, tokenizer
 
 
-def train(model, tokenizer, task, rate, seed, steps, whole):
+def fresh_rows(task, data):
+    """Prompts of the training file that are neither in task.train nor in task.chosen_on."""
+    known = {text for text, _ in task.train + task.chosen_on}
+    rows = [row for row in zo_tasks.sst2_rows(data) if row[0] not in known]
+    random.Random(1).shuffle(rows)
+    return rows[:NUM_FRESH]
+
+
+def train(model, tokenizer, task, rows, rate, seed, steps, whole):
     """mezo on scales and biases, for the first `steps` of `whole` steps of the falling learning rate's own length."""
     train_scales_(model).train()
-    rows, order = by_length(task, task.train, tokenizer), random.Random(1000 + seed)
+    rows, order = by_length(task, rows, tokenizer), random.Random(1000 + seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=rate)
     engine = localplug.Engine(model, localplug.method("mezo", eps=EPS), optimizer, seed=seed)
@@ -175,7 +184,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path(__file__).parents[3] / "shared/data")
     parser.add_argument("--recovery-steps", type=int, default=120, help="of backpropagation, before it is packed")
-    parser.add_argument("--steps", type=int, default=150, help="of mezo")
+    parser.add_argument("--steps", type=int, default=200, help="of mezo")
+    parser.add_argument("--seen", action="store_true", help="train on the rows that the recovery has seen")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so long")
     parser.add_argument("--quick", action="store_true", help="a step of each kind: shows that it works, writes nothing")
@@ -188,18 +198,20 @@ def main():
         given.recovery_steps, given.steps, given.tokens = 1, 2, 8
     task = zo_tasks.sst2(given.data)
     random.Random(0).shuffle(task.test)
-    task.test = task.test[: 8 if given.quick else 400]
+    task.test = task.test[: 8 if given.quick else 400 if given.seen else None]
     task.chosen_on = task.chosen_on[: 8 if given.quick else None]
     setting = {
         "recovery_steps": given.recovery_steps, "steps": given.steps, "eps": EPS,
         "tokens": given.tokens, "chosen_on": len(task.chosen_on), "test": len(task.test),
     }  # fmt: skip
-    result = earlier(NAME, setting, quick=given.quick)
+    name, rates = (f"{NAME}_seen", RATES_SEEN) if given.seen else (NAME, RATES)
+    rows = task.train if given.seen else fresh_rows(task, given.data)
+    result = earlier(name, setting, quick=given.quick)
 
     def keep(what, found):
         print(f"{what}: {found}", file=sys.stderr, flush=True)
         if not given.quick:
-            save(NAME, result)
+            save(name, result)
 
     if "memory" not in result:
         result["memory"] = memory(given.tokens)
@@ -220,19 +232,19 @@ def main():
     def trained(rate, seed, steps, whole):
         train_scales_(model)
         with torch.no_grad():
-            for name, t in model.state_dict().items():
-                t.copy_(start[name])
-        return train(model, tokenizer, task, rate, seed, steps, whole)
+            for key, t in model.state_dict().items():
+                t.copy_(start[key])
+        return train(model, tokenizer, task, rows, rate, seed, steps, whole)
 
     trials = result.setdefault("trials", {})
-    for rate in RATES[: 1 if given.quick else None]:
+    for rate in rates[: 1 if given.quick else None]:
         if f"{rate:g}" in trials or time.time() > end:
             continue
         half = max(given.steps // 2, 1)
         result["trained numbers"] = trained(rate, SEEDS[0], half, half)
         trials[f"{rate:g}"] = round(mean(answers(model, tokenizer, task, task.chosen_on)[0]), 4)
         keep(f"rate {rate:g}", trials[f"{rate:g}"])
-    if len(trials) < len(RATES) and not given.quick:
+    if len(trials) < len(rates) and not given.quick:
         return
     best = float(min(trials, key=lambda rate: trials[rate] if math.isfinite(trials[rate]) else math.inf))
     runs = result.setdefault("runs", {})

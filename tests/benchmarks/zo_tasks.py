@@ -56,10 +56,14 @@ def _table(path):
     return csv.DictReader(path.read_text().splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
+def sst2_rows(data):
+    """All rows of the training file, in its order."""
+    return [(f"{r['sentence'].strip()} It was", int(r["label"])) for r in _table(data / "sst2/train.tsv")]
+
+
 def sst2(data):
-    train = [(f"{r['sentence'].strip()} It was", int(r["label"])) for r in _table(data / "sst2/train.tsv")]
     test = [(f"{r['content'].strip()} It was", int(r["label"])) for r in _table(data / "sst2/dev.tsv")]
-    return Task((" terrible", " great"), 64, 400, 3, *_parts(train, 1000, 200), test)
+    return Task((" terrible", " great"), 64, 400, 3, *_parts(sst2_rows(data), 1000, 200), test)
 
 
 def rte(data):
