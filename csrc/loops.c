@@ -18,6 +18,7 @@
 #endif
 
 #define GAMMA 0x9E3779B97F4A7C15u
+#define BLOCK 1024 /* elements of a row in work at once, while several products are added to them */
 #define WORDS 512 /* of a stream in work at once: their 2048 elements, and what is added to, stay in the first cache */
 
 static inline __attribute__((always_inline)) uint64_t word(uint64_t key, uint64_t number)
@@ -104,6 +105,62 @@ void localplug_add_outer(
         for (int64_t j = 0; j < num; j++)
             out[i + j] += value * columns[column + j];
         i += num;
+    }
+}
+
+/* The same for several products, one after another in each element: out = ((out keep_0 + rows_0 columns_0^T) keep_1 + ...), of
+ * rows (num, height) and columns (num, width). The bits are those of a call for each product, and memory is gone over once. */
+EVERY_PROCESSOR
+void localplug_add_outers(
+    float *restrict out, int64_t size, const float *restrict rows, const float *restrict columns, const float *restrict keeps,
+    int64_t num, int64_t height, int64_t width, int64_t offset)
+{
+    for (int64_t i = 0; i < size;) {
+        int64_t row = (offset + i) / width, column = (offset + i) % width;
+        int64_t length = width - column < size - i ? width - column : size - i;
+        length = length < BLOCK ? length : BLOCK;
+        float *restrict to = out + i;
+        for (int64_t k = 0; k < num;) {
+            const float *restrict value = rows + k * height + row, *restrict from = columns + k * width + column;
+            if (k + 4 <= num && keeps[k] == 1 && keeps[k + 1] == 1 && keeps[k + 2] == 1 && keeps[k + 3] == 1) {
+                float a = value[0], b = value[height], c = value[2 * height], d = value[3 * height];
+                for (int64_t j = 0; j < length; j++)
+                    to[j] = (((to[j] + a * from[j]) + b * from[width + j]) + c * from[2 * width + j]) + d * from[3 * width + j];
+                k += 4;
+                continue;
+            }
+            float keep = keeps[k], a = value[0];
+            for (int64_t j = 0; j < length; j++)
+                to[j] = to[j] * keep + a * from[j];
+            k++;
+        }
+        i += length;
+    }
+}
+
+/* For each of num streams its first sizes[k] signs, one stream after another, times scales[k]. names[k] becomes the stream's key
+ * by the three parts that all have in common; see localplug.noise.stream. */
+EVERY_PROCESSOR
+void localplug_signs(
+    float *restrict out, const uint64_t *restrict names, const int64_t *restrict sizes, const float *restrict scales, int64_t num,
+    uint64_t seed, uint64_t step, uint64_t direction)
+{
+    for (int64_t k = 0; k < num; k++) {
+        uint64_t key = word((names[k] + GAMMA) ^ seed, 0);
+        key = word((key + GAMMA) ^ step, 0);
+        key = word((key + GAMMA) ^ direction, 0);
+        uint32_t plus;
+        memcpy(&plus, scales + k, 4);
+        for (int64_t i = 0; i < sizes[k]; i += 64) {
+            uint64_t bits = word(key, (uint64_t)i >> 6);
+            int64_t length = sizes[k] - i < 64 ? sizes[k] - i : 64;
+            uint32_t halves[2] = {(uint32_t)bits, (uint32_t)(bits >> 32)}, made[64];
+            for (int half = 0; half < 2; half++)
+                for (uint32_t b = 0; b < 32; b++)
+                    made[32 * half + b] = plus ^ ((halves[half] >> b) << 31);
+            memcpy(out + i, made, (size_t)length * 4);
+        }
+        out += sizes[k];
     }
 }
 

@@ -50,13 +50,25 @@ def test_one_body_for_all_processors_gives_the_same_bits(build, library, monkeyp
     normal, signs, outer = (torch.ones(5000) for _ in range(3))
     noise.add_normal_(normal, 7, 3, 0.5)
     noise.add_signs_(signs, 7, 3, 0.5)
-    kernels.add_outer_(outer, a, b, 0.3, 0)
+    kernels.add_outer_(outer, a * 0.3, b, 0)
     monkeypatch.setattr(kernels, "usable", lambda _: False)
     by_torch = [torch.ones(5000) for _ in range(2)]
     noise.add_normal_(by_torch[0], 7, 3, 0.5)
     noise.add_signs_(by_torch[1], 7, 3, 0.5)
     assert torch.equal(normal, by_torch[0]) and torch.equal(signs, by_torch[1])
     assert torch.equal(outer, 1 + ((a * 0.3)[:, None] * b).view(-1))
+
+
+@pytest.mark.skipif(not kernels.AVAILABLE, reason="no compiled loops")
+@pytest.mark.parametrize("num", [1, 3, 4, 9])
+def test_products_in_one_sweep_have_the_bits_of_a_sweep_each(num):
+    rows, columns, weight = torch.randn(num, 7), torch.randn(num, 1100), torch.randn(7, 1100)
+    for keeps in (torch.ones(num), 1 - torch.rand(num)):
+        got, wanted = weight.clone(), weight.clone()
+        kernels.add_outers_(got.view(-1), rows, columns, keeps)
+        for row, column, keep in zip(rows, columns, keeps, strict=True):
+            wanted = wanted * keep + row[:, None] * column
+        assert torch.equal(got, wanted)
 
 
 def test_without_a_compiler_the_reason_is_told_and_no_old_library_stays(build, tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from localplug import noise
+from localplug import kernels, noise
 
 CPU = torch.device("cpu")
 GOLDEN_KEY = 18006981619462553059
@@ -108,3 +108,14 @@ def test_signs_are_fair_and_of_one_size():
     assert set(signs.tolist()) == {-1.0, 1.0} and abs(float(signs.mean())) < 0.02
     pairs = (signs[:-1] * signs[1:]).mean(), (signs[:-64] * signs[64:]).mean()
     assert all(abs(float(p)) < 0.02 for p in pairs)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_signs_of_many_short_streams_are_those_of_each_by_itself(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(kernels, "AVAILABLE", False)
+    where, sizes = (3, 1 << 70, -5), [1, 64, 130, 7]
+    made = noise.signs_of(["a", "b", "c", "d"], sizes, [1.0, 0.3, -2.0, 1.0], where, CPU)
+    for name, size, factor, got in zip("abcd", sizes, [1.0, 0.3, -2.0, 1.0], made, strict=True):
+        wanted = noise.signs(noise.stream(*where, name), 0, size, CPU) * factor
+        assert torch.equal(got, wanted)

@@ -61,6 +61,7 @@ class Attachment:
             # After an exception that is no Exception torch runs no hook: whoever saves the model must see its own weights.
             module.register_state_dict_pre_hook(lambda *_: self._abandon()),
         ]
+        engine.run.goes_round = engine.objective is None
         if engine.method.goes_round:
             module.forward = _Forward(module)
         _ATTACHED[module] = self
@@ -71,6 +72,7 @@ class Attachment:
     def detach(self) -> None:
         """Take the hooks off."""
         self._abandon()
+        self._engine.run.goes_round = False
         for handle in self._handles:
             handle.remove()
         if isinstance(own := self._module.__dict__.get("forward"), _Forward):

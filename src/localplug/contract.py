@@ -40,6 +40,9 @@ class Run:
     shape: tuple[int, ...] = ()
     """Of `input_ids`, or else of the first tensor, that the model is called with for the batch in work; () where a closure
     evaluates it."""
+    goes_round: bool = False
+    """Whether `shape` is known before each estimate, and several evaluations may be made in one forward pass of the model:
+    it is attached, and its own loss is what counts."""
     is_compiled: bool = False
     """Whether torch.compile compiles the model, so that hooks on its modules would be compiled in."""
     num_forwards: int = 0

@@ -10,6 +10,7 @@ from localplug import kernels, noise
 from localplug.contract import Run
 from localplug.distributions import Gaussian
 from localplug.parts import Distribution, Piece, Term
+from localplug.pending import Pending
 from localplug.rounding import round_
 from localplug.selection import Selection
 from localplug.shards import is_sharded, local_part
@@ -33,6 +34,8 @@ class Directions:
         self.indices: list[int] = self.selection.indices
         """Numbers of the parameters that are trained."""
         self.distribution.setup(run, self.indices)
+        self.pending: Pending | None = None
+        """Where updates of low rank may wait, if there is such a place."""
         simple = isinstance(self.distribution, Gaussian) and not self.selection.has_masks
         self._small = _SmallParameters(run, self.indices if simple else ())
 
@@ -54,6 +57,18 @@ class Directions:
         if self.selection.has_masks or is_sharded(self._run.parameters[index][1]):
             return None
         return self.distribution.factors(index, self._run.step if step is None else step, direction)
+
+    def update_later(self, index: int, terms: Sequence[Term], *, decay: float) -> bool:
+        """Let `update_` of a parameter wait, with the same bits in the end; False where it cannot. See localplug.pending."""
+        if self.pending is None or not self.pending.is_open:
+            return False
+        factors = []
+        for term in terms:
+            made = self.factors(index, term.direction, term.step)
+            if made is None:
+                return False
+            factors.append((*made, term.factor))
+        return self.pending.take(index, factors, decay)
 
     @torch.no_grad()
     def values(self, index: int, direction: int, step: int | None = None) -> Tensor:

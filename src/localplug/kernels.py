@@ -27,6 +27,8 @@ _ARGUMENTS = {
     "localplug_add_normal": (_POINTER, _POINTER, _SIZE, _POINTER, _WORD, _WORD),
     "localplug_add_signs": (_POINTER, _POINTER, _SIZE, ctypes.c_float, _WORD, _WORD),
     "localplug_add_outer": (_POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE),
+    "localplug_add_outers": (_POINTER, _SIZE, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE),
+    "localplug_signs": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _WORD, _WORD, _WORD),
     "localplug_round_bfloat16": (_POINTER, _POINTER, _SIZE, _WORD, _WORD),
 }
 
@@ -61,19 +63,46 @@ def add_signs_(target: Tensor, key: int, offset: int, factor: float, source: Ten
     _spread(target.numel(), work)
 
 
-def add_outer_(target: Tensor, a: Tensor, b: Tensor, factor: float, offset: int) -> None:
-    """target += (factor * a) b^T, each product rounded before it is added; of the elements from `offset` on, row by row.
+def add_outer_(target: Tensor, a: Tensor, b: Tensor, offset: int) -> None:
+    """target += a b^T, each product rounded before it is added; of the elements from `offset` on, row by row.
 
     Args:
         a, b: float32, shapes (m,) and (n,), contiguous.
     """
-    out, rows, width = target.data_ptr(), a * factor, b.numel()
-    left, right = rows.data_ptr(), b.data_ptr()
+    out, width = target.data_ptr(), b.numel()
+    left, right = a.data_ptr(), b.data_ptr()
 
     def work(start: int, end: int) -> None:
         _loops().localplug_add_outer(out + 4 * start, end - start, left, right, width, offset + start)
 
     _spread(target.numel(), work)
+
+
+def add_outers_(target: Tensor, rows: Tensor, columns: Tensor, keeps: Tensor) -> None:
+    """target <- target * keeps[k] + rows[k] columns[k]^T for each k in turn, every product and sum rounded, in one sweep.
+
+    Args:
+        target: m n elements, row by row.
+        rows, columns, keeps: float32, shapes (K, m), (K, n) and (K,), contiguous.
+    """
+    out, left, right, kept = target.data_ptr(), rows.data_ptr(), columns.data_ptr(), keeps.data_ptr()
+    num, height, width = len(rows), rows.shape[1], columns.shape[1]
+
+    def work(start: int, end: int) -> None:
+        _loops().localplug_add_outers(out + 4 * start, end - start, left, right, kept, num, height, width, start)
+
+    _spread(target.numel(), work)
+
+
+def signs_(target: Tensor, names: Tensor, sizes: Tensor, scales: Tensor, parts: tuple[int, int, int]) -> None:
+    """target <- the first sizes[k] signs of each stream times scales[k], one stream after another.
+
+    Args:
+        names, sizes, scales: int64, int64 and float32, shape (K,), contiguous.
+        parts: what the streams have in common, mixed; see localplug.noise.
+    """
+    pointers = (t.data_ptr() for t in (target, names, sizes, scales))
+    _loops().localplug_signs(*pointers, len(names), *parts)
 
 
 def round_bfloat16_(target: Tensor, value: Tensor, key: int, offset: int) -> None:

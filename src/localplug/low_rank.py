@@ -1,23 +1,45 @@
-"""Layers at weights W + sum_k f_k A_k B_k^T, without making the sum: what a direction of rank r costs in the forward.
+"""Layers at weights keep W + sum_k f_k a_k b_k^T, without making the sum: what weights of low rank cost in the forward.
 
-    linear:       y = x W^T + b + sum_k f_k (x B_k) A_k^T
-    embedding:    y = W[ids] + sum_k f_k A_k[ids] B_k^T
-    convolution:  y = x * W + b + sum_k f_k A_k (x * B_k)          B_k as r kernels, A_k mixing their r channels
+    linear:       y = keep x W^T + bias + ((x B^T) f) A
+    embedding:    y = keep W[ids] + (A^T[ids] f) B
+    convolution:  y = keep x * W + bias + A^T ((x * B) f)          B as R kernels, A mixing their R channels
 
-A and B are (m, r) and (n, r), W read as a matrix of m = shape[0] rows. The extra work is r (1/m + 1/n) of the layer's own.
+A and B hold the a_k and the b_k as their rows: (R, m) and (R, n), W read as a matrix of m = shape[0] rows. The extra work is
+R (1/m + 1/n) of the layer's own.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from localplug import kernels
 
 EXACT = 4  # terms of a product A B^T that are added one by one: the same bits for any cutting, which a matrix product has not
 
-Factors = Sequence[tuple[Tensor, Tensor, float | Tensor]]
-"""(A, B, f) of each term. f is a tensor only under torch.func.vmap, where it differs from slice to slice."""
+
+@final
+@dataclasses.dataclass
+class Shift:
+    """What a weight is read with: keep W + sum_k f_k a_k b_k^T."""
+
+    rows: Tensor
+    """a_k, shape (R, m)."""
+    columns: Tensor
+    """b_k, shape (R, n)."""
+    waiting: tuple[float, ...] = ()
+    """f_k of the first ones: of updates that the weight has not taken in yet. Those of the directions behind them are given
+    for each evaluation."""
+    keep: float = 1.0
+
+    @staticmethod
+    def along(factors: Sequence[tuple[Tensor, Tensor]]) -> "Shift":
+        """Directions alone, each as (A, B) of shapes (m, r) and (n, r)."""
+        if len(factors) == 1:
+            return Shift(factors[0][0].T, factors[0][1].T)
+        return Shift(torch.cat([a.T for a, _ in factors]), torch.cat([b.T for _, b in factors]))
 
 
 def is_able(module: nn.Module) -> bool:
@@ -31,31 +53,54 @@ def is_able(module: nn.Module) -> bool:
     return True
 
 
-def low_rank_forward(module: nn.Module, factors: Factors) -> Callable[[Tensor], Tensor]:
-    """The layer's forward at the perturbed weight; its bias is taken as it stands."""
+def low_rank_forward(
+    module: nn.Module, weight: Tensor, shift: Shift, factors: Tensor, *, is_stacked: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """The layer's forward at the shifted weight; its bias is taken as it stands.
+
+    Args:
+        weight: W; the module's own is not read.
+        factors: f, float32, shape (R,).
+        is_stacked: whether torch.func.vmap is round it, for which the factors differ from slice to slice.
+    """
     layer: Any = module
 
     def linear(x: Tensor) -> Tensor:
-        y = nn.functional.linear(x, layer.weight, layer.bias)
-        for a, b, f in factors:
-            p = nn.functional.linear(x, _as(b, x).T)
-            y = _outer_added(y, p, a, f)
-        return y
+        keep = shift.keep
+        y = nn.functional.linear(x, weight, layer.bias if keep == 1 else None)
+        if keep != 1:
+            y = y * keep if layer.bias is None else y * keep + layer.bias
+        return _added(y, nn.functional.linear(x, _as(shift.columns, x)), shift.rows)
 
     def embedding(ids: Tensor) -> Tensor:
-        y = type(layer).forward(layer, ids)
-        for a, b, f in factors:
-            y = _outer_added(y, nn.functional.embedding(ids, _as(a, y)), b, f)
-        return y
+        y = nn.functional.embedding(ids, weight)
+        return _added(
+            y if shift.keep == 1 else y * shift.keep, nn.functional.embedding(ids, shift.rows.T), shift.columns
+        )
 
     def convolution(x: Tensor) -> Tensor:
-        y = type(layer).forward(layer, x)
-        apply = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}[layer.weight.dim() - 2]
-        for a, b, f in factors:
-            kernels = _as(b, x).T.reshape(b.shape[1], *layer.weight.shape[1:])
-            p = apply(x, kernels, None, layer.stride, layer.padding, layer.dilation)
-            mixed = apply(p, _as(a, p).view(*a.shape, *[1] * (layer.weight.dim() - 2)))
-            y = y + mixed * f if isinstance(f, Tensor) else y.add_(mixed, alpha=f)
+        keep = shift.keep
+        y = layer._conv_forward(x, weight, layer.bias if keep == 1 else None)
+        beyond = (1,) * (weight.dim() - 2)
+        if keep != 1:
+            y = y * keep if layer.bias is None else y * keep + layer.bias.view(-1, *beyond)
+        apply: Any = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}[len(beyond)]
+        kernel = _as(shift.columns, x).view(-1, *weight.shape[1:])
+        p = apply(x, kernel, None, layer.stride, layer.padding, layer.dilation)
+        p = (p * factors.view(-1, *beyond)).to(p.dtype)
+        return y + apply(p, _as(shift.rows, p).T.reshape(-1, len(shift.rows), *beyond))
+
+    def _added(y: Tensor, p: Tensor, outer: Tensor) -> Tensor:
+        """y + (p f) outer; y (..., m), p (..., R), outer (R, m)."""
+        p = (p * factors.to(p.dtype) if p.element_size() >= 4 else p.float() * factors).to(y.dtype)
+        outer = outer.to(y.dtype)
+        if is_stacked:
+            added = p @ outer
+            try:
+                return y.add_(added)
+            except RuntimeError:  # x, and so y, is the same for all probes and lacks their dimension
+                return y + added
+        y.view(-1, y.shape[-1]).addmm_(p.reshape(-1, p.shape[-1]), outer)
         return y
 
     return linear if isinstance(module, nn.Linear) else embedding if isinstance(module, nn.Embedding) else convolution
@@ -65,18 +110,9 @@ def _as(factor: Tensor, like: Tensor) -> Tensor:
     return factor.to(like.dtype) if like.is_floating_point() else factor
 
 
-def _outer_added(y: Tensor, p: Tensor, columns: Tensor, f: float | Tensor) -> Tensor:
-    """y + f p columns^T, written into y where that can be; y (..., n), p (..., r), columns (n, r)."""
-    p, columns = p.to(y.dtype), columns.to(y.dtype)
-    if isinstance(f, Tensor):
-        p = p * f.to(y.dtype)
-        return y.addcmul(p, columns[:, 0]) if columns.shape[1] == 1 else y + p @ columns.T
-    flat, rows = y.view(-1, y.shape[-1]), p.reshape(-1, p.shape[-1])
-    if rows.shape[1] == 1:
-        flat.addr_(rows[:, 0], columns[:, 0], alpha=f)
-    else:
-        flat.addmm_(rows, columns.T, alpha=f)
-    return y
+def scaled_rows(a: Tensor, factor: float) -> Tensor:
+    """factor * A^T, the rows that an update adds one by one, rounded once. Shape (r, m)."""
+    return a.T * factor
 
 
 def add_low_rank_(target: Tensor, a: Tensor, b: Tensor, factor: float, offset: int = 0) -> Tensor:
@@ -90,12 +126,13 @@ def add_low_rank_(target: Tensor, a: Tensor, b: Tensor, factor: float, offset: i
     """
     width = b.shape[0]
     if a.shape[1] <= EXACT:
+        rows = scaled_rows(a, factor)
         for k in range(a.shape[1]):
-            left, right = a[:, k].contiguous(), b[:, k].contiguous()
+            left, right = rows[k].contiguous(), b[:, k].contiguous()
             if kernels.usable(target):
-                kernels.add_outer_(target, left, right, factor, offset)
+                kernels.add_outer_(target, left, right, offset)
             else:
-                _add_outer_(target, left * factor, right, offset)
+                _add_outer_(target, left, right, offset)
         return target
     a, b = a.to(target.dtype), b.to(target.dtype)
     end, position = offset + target.numel(), offset

@@ -165,6 +165,41 @@ def signs(key: int, offset: int, num: int, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
+def signs_of(
+    names: Sequence[str],
+    sizes: Sequence[int],
+    factors: Sequence[float],
+    where: tuple[int, int, int],
+    device: torch.device,
+) -> list[Tensor]:
+    """The first sizes[i] signs of the stream (*where, names[i]), times factors[i], for many short streams at the price of one.
+
+    Args:
+        where: (seed, step, direction).
+
+    Returns: float32 tensors of one dimension, which lie one after another in memory.
+    """
+    flat = torch.empty(sum(sizes), device=device)
+    if kernels.usable(flat):
+        parts = (mix64(where[0] + _GAMMA), mix64(where[1] + _GAMMA), mix64(where[2] + _GAMMA))
+        kernels.signs_(flat, *_shape_of(tuple(names), tuple(sizes), tuple(factors)), parts)
+        return list(flat.split(list(sizes)))
+    pieces = list(flat.split(list(sizes)))
+    for name, piece, factor in zip(names, pieces, factors, strict=True):
+        piece.copy_(signs(stream(*where, name), 0, piece.numel(), device) * factor)
+    return pieces
+
+
+@functools.lru_cache(maxsize=256)
+def _shape_of(
+    names: tuple[str, ...], sizes: tuple[int, ...], factors: tuple[float, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `kernels.signs_` asks for."""
+    keys = torch.tensor([_signed(_name_key(name)) for name in names])
+    return keys, torch.tensor(sizes), torch.tensor(factors, dtype=torch.float32)
+
+
+@torch.no_grad()
 def add_signs_(target: Tensor, key: int, offset: int, factor: float, source: Tensor | None = None) -> None:
     """target <- source + factor * s, of the stream of `signs`. Arguments: see `add_normal_`."""
     if kernels.usable(target):

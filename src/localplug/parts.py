@@ -199,6 +199,10 @@ def read(leaves: Sequence[Tensor]) -> list[Tensor]:
 class Update(_Part):
     """How an estimate changes the weights, parameter by parameter and without a copy of the gradient."""
 
+    is_linear: bool = False
+    """Whether it adds multiples of directions to decayed weights, by `localplug.update_linearly` alone: such an update can wait
+    until several are made in one sweep (back-end "deferred")."""
+
     @abc.abstractmethod
     def problems(self, run: Run) -> list[str]:
         """Every reason why this update cannot be used here; each says what to do."""

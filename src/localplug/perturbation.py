@@ -6,24 +6,26 @@ put right.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from localplug import low_rank
+from localplug import kernels, low_rank
 from localplug.contract import Estimating, Run
 from localplug.directions import Directions
 from localplug.parts import Term
+from localplug.pending import TERMS
 from localplug.prefix import Prefix
 from localplug.shards import is_sharded, let_go, local_part
-from localplug.stacked import Stack
-from localplug.substitution import Reads
+from localplug.stacked import Plan, Stack, stack_problems
 from localplug.tiles import TILE, is_tiled, tiled_forward
 
-BACKENDS = ("auto", "scratch", "copy", "low-rank", "stacked")
+BACKENDS = ("auto", "scratch", "copy", "low-rank", "stacked", "deferred")
 """How an evaluation sees perturbed weights: see `Perturbation`."""
 
 
@@ -47,7 +49,14 @@ class Perturbation:
     "stacked": evaluations that are known beforehand are made two at a time in one forward pass, "stacked:8" eight at a time
     (localplug.stacked).
 
-    "auto" is "low-rank" where directions have low rank, "copy" under torch.compile, "scratch" otherwise.
+    "deferred": as "stacked", and the weights are swept every 8 steps instead of in each, "deferred:K" every K
+    (localplug.pending): for directions of low rank in float32, and updates that add them to the weights. The weights
+    of every step are the same, bit for bit, for whoever reads them; what an evaluation computes differs by rounding.
+
+    "auto" is "low-rank" where directions have low rank, "copy" under torch.compile, "scratch" otherwise. "low-rank"
+    becomes "deferred" for batches of few tokens of a large model, where reading and writing the weights takes the time: up to
+    64 elements in the batch (of `input_ids`, or else of the first tensor that the model is called with), and 4 million weights
+    in matrices of low rank. It needs an attached model, whose batch is known before it is evaluated, and its own loss.
 
     Sharded parameters (DTensor) are gathered by fully_shard from storage of its own, so that each worker's shard is
     written, and put back from a copy of it.
@@ -66,11 +75,12 @@ class Perturbation:
 
     HELD = TILE  # elements of small parameters whose scratch copies live for a whole evaluation
     SMALL = 1 << 15  # elements of a parameter that counts as small
+    FEW = 64  # elements of a batch for which a stacked pass takes less time than its evaluations one by one
+    LARGE = 1 << 22  # weights that are worth it: 16 MB, more than stays in a cache from one pass to the next
 
     def __init__(self, run: Run, directions: Directions, backend: str = "auto") -> None:
         self._run, self.directions = run, directions
-        self._backend, self.stack = parsed(backend)
-        """Evaluations that are made in one forward pass, where they are known beforehand."""
+        self._backend, self._stack, _ = parsed(backend)
         trained = [(i, run.parameters[i][1]) for i in directions.indices]
         self._index = {parameter: i for i, parameter in trained if not is_sharded(parameter)}
         self._sharded = [i for i, parameter in trained if is_sharded(parameter)]
@@ -95,7 +105,8 @@ class Perturbation:
         self.read_outside: set[int] = {i for p in top if p is not None and (i := self._index.get(p)) in hooked}
         """Indices of the parameters whose scratch copy lives for a whole evaluation."""
         self._explored = False
-        self._reads = Reads()  # of stacked evaluations
+        self._plan: Plan | None = None  # of stacked evaluations
+        self._large: bool | None = None
         self._prefix: tuple[Prefix, set[int]] | None = None  # of the estimate in work, and what it may perturb
 
     @property
@@ -108,10 +119,52 @@ class Perturbation:
         """The back-end in force."""
         if self.is_whole:
             return "copy"
-        if self._backend in ("scratch", "stacked"):
+        if self._backend in ("scratch", "stacked", "deferred"):
             return self._backend
-        is_low = any(self.directions.factors(i, 0) is not None for i in self.directions.reached(0))
-        return "low-rank" if is_low else "scratch"
+        if self.pays:
+            return "deferred"
+        if self._run.goes_round and self.may_stack:
+            return f"low-rank, deferred for batches of up to {self.FEW} elements"
+        return "low-rank" if self._is_low() else "scratch"
+
+    @property
+    def stack(self) -> int:
+        """Evaluations that are made in one forward pass, where they are known beforehand, of the batch in work."""
+        if self._stack > 1:
+            return self._stack
+        return 2 if self.pays and (self._plan is None or self._plan.works is not False) else 1
+
+    @property
+    def may_stack(self) -> bool:
+        """Whether evaluations of some batch may be made in one forward pass."""
+        return self._stack > 1 or (self._backend == "auto" and not self.is_whole and self._is_large())
+
+    @property
+    def pays(self) -> bool:
+        """Whether the batch in work is of the kind for which "auto" is "deferred"."""
+        run = self._run
+        return run.goes_round and 0 < math.prod(run.shape) <= self.FEW and self._stack == 1 and self.may_stack
+
+    def begin(self) -> None:
+        """Before each estimate: decide what depends on the batch."""
+        pending = self.directions.pending
+        if pending is None or self._backend != "auto":
+            return
+        pending.is_open = self.pays
+
+    def _is_low(self) -> bool:
+        return any(self.directions.factors(i, 0) is not None for i in self.directions.reached(0))
+
+    def _is_large(self) -> bool:
+        if self._large is None:
+            directions, parameters = self.directions, self._run.parameters
+            of_rank = [i for i in directions.reached(0) if directions.factors(i, 0) is not None]
+            weights = sum(parameters[i][1].numel() for i in of_rank)
+            plain = all(
+                parameters[i][1].dtype == torch.float32 and kernels.usable(parameters[i][1].data) for i in of_rank
+            )
+            self._large = weights >= self.LARGE and plain and not stack_problems(self._run)
+        return self._large
 
     def together(self, probes: Sequence[tuple[int, float]]) -> Stack:
         """Evaluations in one forward pass, along this worker's directions.
@@ -119,8 +172,9 @@ class Perturbation:
         Args:
             probes: (number of the direction, scale) of each.
         """
-        numbered = [(j + self._run.first_direction, scale) for j, scale in probes]
-        return Stack(self._run, self.directions, numbered, self._reads)
+        if self._plan is None:
+            self._plan = Plan(self._run, self.directions, self if self._stack == 1 else None)
+        return Stack(self._plan, probes)
 
     def reusing(self, estimating: Estimating, num_directions: int) -> Estimating:
         """The same evaluations; the layers before all that they perturb are computed in the first one alone.
@@ -168,7 +222,8 @@ class Perturbation:
             also: further terms, of directions numbered over all workers.
         """
         terms = [*also, Term(direction + self._run.first_direction, scale)] if scale else list(also)
-        if not terms:
+        pending = self.directions.pending
+        if not terms and (pending is None or not pending.indices()):
             yield
             return
         with self._perturbed(terms):
@@ -177,7 +232,9 @@ class Perturbation:
     @contextlib.contextmanager
     def _perturbed(self, terms: list[Term]) -> Iterator[None]:
         directions, parameters = self.directions, self._run.parameters
-        moved = {i for term in terms for i in directions.reached(term.direction, term.step)}
+        reached = [(term, set(directions.reached(term.direction, term.step))) for term in terms]
+        moved = {i for _, some in reached for i in some}
+        behind = set() if directions.pending is None or self.is_whole else set(directions.pending.indices())
         if self._prefix is not None and not moved <= self._prefix[1]:
             self._prefix[0].drop()
         originals: dict[int, tuple[Tensor, int]] = {}  # parameter -> (its own data, how many open modules swapped it)
@@ -212,7 +269,7 @@ class Perturbation:
 
         handles: list[Any] = []
         replaced: list[nn.Module] = []
-        whole = self.is_whole
+        whole, vectors = self.is_whole, _Vectors()
         explorer = contextlib.nullcontext() if whole or self._explored else _Explorer(self._index, read_outside)
         stack = contextlib.ExitStack()
         try:
@@ -229,7 +286,7 @@ class Perturbation:
                     swap(index)
             for module, everything in () if whole else self._owners:
                 own = [i for i in everything if i in moved]
-                instead = self._instead(module, own, terms)
+                instead = self._instead(module, [i for i in everything if i in moved or i in behind], reached, vectors)
                 if instead is not None:
                     forward, done = instead
                     module.forward = _quietly(module, forward, done, swapping, originals)
@@ -250,22 +307,30 @@ class Perturbation:
             stack.close()
 
     def _instead(
-        self, module: nn.Module, own: list[int], terms: list[Term]
+        self, module: nn.Module, own: list[int], reached: "list[tuple[Term, set[int]]]", vectors: "_Vectors"
     ) -> tuple[Callable[[Tensor], Tensor], list[int]] | None:
         """A forward that needs no scratch copy of the weight, and the parameters that it perturbs by itself."""
-        weight = module._parameters.get("weight")
-        index = self._index.get(weight) if weight is not None else None
-        if index is None or index not in own or not self.read_outside.isdisjoint(own):
+        parameter = module._parameters.get("weight")
+        index = self._index.get(parameter) if parameter is not None else None
+        if parameter is None or index is None or index not in own or not self.read_outside.isdisjoint(own):
             return None
-        if self._backend in ("auto", "low-rank", "stacked") and low_rank.is_able(module):
-            factors = [(self.directions.factors(index, t.direction, t.step), t.factor) for t in terms]
-            if all(f is not None and low_rank.is_low(*f) for f, _ in factors):
-                return low_rank.low_rank_forward(module, [(*f, scale) for f, scale in factors if f is not None]), [
-                    index
-                ]
-        if is_tiled(module):
-            inside = {p: i for p in module._parameters.values() if p is not None and (i := self._index.get(p)) in own}
-            return tiled_forward(module, self.directions, inside, terms), own
+        directions, pending = self.directions, self.directions.pending
+        along = [term for term, some in reached if index in some]
+        if self._backend not in ("scratch", "copy") and low_rank.is_able(module):
+            made = [directions.factors(index, t.direction, t.step) for t in along]
+            factors = [f for f in made if f is not None and low_rank.is_low(*f)]
+            shift = None
+            if len(factors) == len(made):
+                shift = pending.shift(index, factors) if pending is not None else low_rank.Shift.along(factors)
+            if shift is not None:
+                ranks = [(t.factor, a.shape[1]) for t, (a, _) in zip(along, factors, strict=True)]
+                weight = parameter.detach() if pending is None else pending.weight(index)
+                f = vectors.get((*shift.waiting, *(f for f, rank in ranks for _ in range(rank))), weight.device)
+                return low_rank.low_rank_forward(module, weight, shift, f), [index]
+        if along and is_tiled(module):
+            moved = {i for i in own if any(i in some for _, some in reached)}
+            inside = {p: i for p in module._parameters.values() if p is not None and (i := self._index.get(p)) in moved}
+            return tiled_forward(module, directions, inside, [term for term, _ in reached]), sorted(moved)
         return None
 
     @contextlib.contextmanager
@@ -285,20 +350,38 @@ class Perturbation:
             let_go(self._run.model)
 
 
-def parsed(backend: str) -> tuple[str, int]:
-    """(back-end, evaluations in one forward pass) from what a user gives.
+def parsed(backend: str) -> tuple[str, int, int]:
+    """(back-end, evaluations in one forward pass, steps in one sweep of the weights) from what a user gives.
 
     Raises:
         ValueError: there is no such back-end.
     """
-    name, _, number = backend.partition(":") if isinstance(backend, str) else (backend, "", "")
-    stack = int(number) if number.isdigit() else 2 if backend == "stacked" else 1
-    if name not in BACKENDS or (backend != name and (name != "stacked" or stack < 2)):
+    name, _, given = backend.partition(":") if isinstance(backend, str) else (backend, "", "")
+    number = int(given) if given.isdigit() else 0
+    has_number = backend != name
+    if name not in BACKENDS or (has_number and (name not in ("stacked", "deferred") or number < 2)):
         names = ", ".join(map(repr, BACKENDS))
         raise ValueError(
-            f"backend must be one of {names}, or 'stacked:K' with K >= 2 evaluations at a time, got {backend!r}"
+            f"backend must be one of {names}, or 'stacked:K' with K >= 2 evaluations at a time, or 'deferred:K' with K >= 2 "
+            f"steps at a time, got {backend!r}"
         )
-    return name, stack
+    stack = number if name == "stacked" and number else 2 if name in ("stacked", "deferred") else 1
+    steps = number if name == "deferred" and number else TERMS if name in ("deferred", "auto") else 1
+    return name, stack, steps
+
+
+@final
+class _Vectors:
+    """Vectors f of the layers in one evaluation: mostly the same one."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+    def get(self, numbers: tuple[float, ...], device: torch.device) -> Tensor:
+        key = (numbers, device)
+        if key not in self._made:
+            self._made[key] = torch.tensor(numbers, dtype=torch.float32, device=device)
+        return self._made[key]
 
 
 def _quietly(

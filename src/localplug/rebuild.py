@@ -197,6 +197,8 @@ def _replay(
             _run_through(run, made, trajectory, end, progress)
         except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise ValueError(f"{path}: step {run.step} cannot be repeated here: {error}") from error
+        finally:
+            made.teardown()
     weights = sum(p.numel() for p in parameters)
     return Replayed(end - header.step, weights, time.perf_counter() - started, trajectory.ignored)
 

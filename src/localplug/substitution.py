@@ -1,7 +1,7 @@
 """Let a model read other tensors in the place of its parameters, whatever they are: dual numbers, batches of weights."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -25,7 +25,9 @@ def substituted(
     make: Mapping[nn.Parameter, Callable[[], Tensor]],
     spared: Collection[nn.Module] = (),
     reads: Reads | None = None,
-) -> Iterator[Callable[[Callable[[Any], Tensor], nn.Parameter], Callable[[Any], Tensor]]]:
+    held: Mapping[nn.Parameter, Tensor] | None = None,
+    modules: Iterable[nn.Module] | None = None,
+) -> Iterator[None]:
     """While this is open, every forward call in the model reads make[p]() where it would read p.
 
     A tensor is made when its module is called, and dropped after it; one that is read outside its module's own call (tied
@@ -33,29 +35,20 @@ def substituted(
 
     Args:
         make: for each parameter to be replaced, what makes its substitute.
-        spared: modules whose `weight` is not replaced while they are called.
+        spared: modules that do not read their `weight` while they are called, so that it is not replaced for them.
         reads: filled by the first evaluation; those after it look for no other reads from outside, which takes time in every
             operation. By default each evaluation looks.
-
-    Yields: wraps a forward of a spared module, so that its own read of the weight is none from outside.
+        held: further substitutes, in the modules all the time: no call of a module costs anything then.
+        modules: model.modules(), where somebody knows them.
     """
     quiet: set[nn.Parameter] = set()
     seen = Reads() if reads is None else reads
     aside = set(spared)
-
-    def untouched(forward: Callable[[Any], Tensor], weight: nn.Parameter) -> Callable[[Any], Tensor]:
-        def quietly(x: Any) -> Tensor:
-            quiet.add(weight)
-            try:
-                return forward(x)
-            finally:
-                quiet.discard(weight)
-
-        return quietly
-
     handles: list[Any] = []
     swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
-    kept: dict[nn.Parameter, Tensor] = {}
+    lasting: list[tuple[nn.Module, str, nn.Parameter]] = []  # those of `held`
+    kept: dict[nn.Parameter, Tensor] = dict(held or {})
+    replaced = {*make, *kept}
 
     def made(parameter: nn.Parameter) -> Tensor:
         if parameter in kept:
@@ -84,22 +77,30 @@ def substituted(
         return kept[parameter]
 
     try:
-        for module in model.modules():
-            if not any(p is not None and p in make for p in module._parameters.values()):
+        everywhere = list(model.modules()) if modules is None else modules
+        for module in everywhere if held else ():
+            for name, p in list(module._parameters.items()):
+                if p is not None and p in kept:
+                    lasting.append((module, name, p))
+                    substitute: Any = kept[p]
+                    module._parameters[name] = substitute
+        for module in everywhere:
+            own = [n for n, p in module._parameters.items() if isinstance(p, nn.Parameter) and p in make]
+            if not own or (own == ["weight"] and module in aside):
                 continue
             if module is model:  # the host also calls its forward by itself, and then no hook of it runs
                 before(module)
                 continue
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after, always_call=True))
-        idle = seen.is_known and seen.outside.isdisjoint(make)
-        with contextlib.nullcontext() if idle else _Outside(make, quiet, read_outside):
-            yield untouched
+        idle = seen.is_known and seen.outside.isdisjoint(replaced)
+        with contextlib.nullcontext() if idle else _Outside(replaced, quiet, read_outside):
+            yield
         seen.is_known = True
     finally:
         for handle in handles:
             handle.remove()
-        for owner, name, parameter in reversed(swapped):
+        for owner, name, parameter in reversed(lasting + swapped):
             owner._parameters[name] = parameter
 
 
@@ -107,7 +108,7 @@ class _Outside(TorchFunctionMode):
     """Finds parameters among the arguments of torch's functions, and puts the substitutes there."""
 
     def __init__(
-        self, make: Mapping[nn.Parameter, Any], quiet: Set[nn.Parameter], read_outside: Callable[[nn.Parameter], Tensor]
+        self, make: Set[nn.Parameter], quiet: Set[nn.Parameter], read_outside: Callable[[nn.Parameter], Tensor]
     ) -> None:
         super().__init__()
         self._make, self._quiet, self._read_outside = make, quiet, read_outside

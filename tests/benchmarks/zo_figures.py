@@ -1,10 +1,13 @@
 """What a zeroth-order step costs: time against two forward passes and against the released MeZO's step, memory, the log.
 
-    python tests/benchmarks/zo_figures.py [--model smollm2|llama] [--rounds 9] [--tokens 512] [--memory] [--replay]
+    python tests/benchmarks/zo_figures.py [--model smollm2|llama] [--rounds 9] [--tokens 512] [--only few-tokens] [--memory]
+        [--replay]
 
 Everything is a ratio of medians from one process, its ways taken in turn step by step. SmolLM2-135M, and a Llama of random
 weights with 440 million of them, both float32. "released" is strict="mezo", which repeats the released code bit for bit:
-four sweeps of noise over the weights and two forward passes.
+four sweeps of noise over the weights and two forward passes. A round of "rank-1 deferred" is the mean of the 8 steps between
+two sweeps of the weights, and "double batch" is one forward pass of the batch twice over, without any direction: what bounds
+a stacked step. `--only few-tokens` measures those of 16 and 64 tokens that are made in one pass.
 """
 
 import argparse
@@ -28,11 +31,14 @@ from record import RESULTS, save
 WAYS = {
     "rank-1": {"directions": "rank-1"},
     "rank-1 stacked": {"directions": "rank-1", "backend": "stacked"},
+    "rank-1 deferred": {"directions": "rank-1", "backend": "deferred:8"},
     "gaussian": {"directions": "gaussian"},
     "rademacher": {"directions": "rademacher"},
     "released": {"strict": "mezo"},
 }
-BATCHES = {16: (1, 16), 128: (2, 64), 512: (8, 64), 2048: (16, 128)}
+FEW = ("rank-1", "rank-1 stacked", "rank-1 deferred")
+STEPS = {"rank-1 deferred": 8}  # of one round, for which the mean counts
+BATCHES = {16: (1, 16), 64: (1, 64), 128: (2, 64), 512: (8, 64), 2048: (16, 128)}
 STREAMED = ("mezo", "zo-sgd-sign", "zo-sgd-momentum", "zo-adam", "lozo", "fzoo", "zo-sgd-conservative")
 
 
@@ -57,7 +63,7 @@ def step_of(model, x, **options):
     return lambda: engine.step(lambda: model(input_ids=x, labels=x).loss, optimizer)
 
 
-def times(model, tokens, rounds):
+def times(model, tokens, rounds, only=WAYS):
     """{way: median time over that of two forward passes, by the medians of each}, and the spread of the quotients."""
     shape = BATCHES[tokens]
     x = torch.randint(5, 30000, shape, generator=torch.Generator().manual_seed(0))
@@ -67,16 +73,23 @@ def times(model, tokens, rounds):
         for _ in range(2):
             model(input_ids=x, labels=x)
 
-    left_out = {16: (), 128: (), 512: ("rank-1 stacked",), 2048: ("rank-1 stacked", "released")}[tokens]
-    made = {name: step_of(model, x, **options) for name, options in WAYS.items() if name not in left_out}
-    ways = {"two forwards": two_forwards, **made}
+    @torch.no_grad()
+    def double_batch():
+        model(input_ids=torch.cat([x, x]), labels=torch.cat([x, x]))
+
+    stacked = ("rank-1 stacked", "rank-1 deferred")
+    left_out = {512: stacked, 2048: (*stacked, "released")}.get(tokens, ())
+    made = {name: step_of(model, x, **WAYS[name]) for name in only if name not in left_out}
+    ways = {"two forwards": two_forwards, "double batch": double_batch, **made}
     seconds = {name: [] for name in ways}
     for lap in range(rounds + 1):
         for name, way in ways.items():
+            num = STEPS.get(name, 1)
             start = time.perf_counter()
-            way()
+            for _ in range(num):
+                way()
             if lap:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start) / num)
     median = {name: statistics.median(s) for name, s in seconds.items()}
     found = {name: round(m / median["two forwards"], 3) for name, m in median.items() if name != "two forwards"}
     if "released" in median:
@@ -160,6 +173,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--tokens", type=int, choices=BATCHES, action="append")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", choices=["few-tokens"], help="measure the steps that few tokens are for alone")
     parser.add_argument("--memory", action="store_true", help="measure memory and the log alone")
     parser.add_argument("--replay", action="store_true", help="measure the replay alone")
     options = parser.parse_args()
@@ -168,14 +182,16 @@ if __name__ == "__main__":
     for name in () if options.memory or options.replay else options.model or MODELS:
         model = MODELS[name]().train()
         result.setdefault(name, {})["weights"] = sum(p.numel() for p in model.parameters())
-        for tokens in options.tokens or BATCHES:
-            result[name][f"{tokens} tokens"] = times(model, tokens, options.rounds)
+        for tokens in options.tokens or ((16, 64) if options.only else (16, 128, 512, 2048)):
+            found = times(model, tokens, options.rounds, FEW if options.only else WAYS)
+            place = "few tokens, " if options.only else ""
+            result[name][f"{place}{tokens} tokens"] = found
             save("zo_figures", result)
         del model
         gc.collect()
-    if options.replay or not (options.model or options.tokens or options.memory):
+    if options.replay or not (options.model or options.tokens or options.memory or options.only):
         result["ten replayed steps vs one forward pass"] = replay(smollm2().train())
         save("zo_figures", result)
-    if options.memory or not (options.model or options.tokens or options.replay):
+    if options.memory or not (options.model or options.tokens or options.replay or options.only):
         result["memory"], result["log, bytes a step and direction"] = memory(16, 64), log_size()
         save("zo_figures", result)

@@ -28,6 +28,7 @@ from localplug import Distribution, Piece, Run, add_low_rank_, noise
 from localplug.low_rank import EXACT
 
 KEPT = 1 << 23  # elements of factors that are kept: 32 MB
+BLOCK = 1 << 19  # elements of those that are made in one call
 
 
 class _LowRank(Distribution):
@@ -58,13 +59,18 @@ class _LowRank(Distribution):
         key = (self._run.seed, step, direction, index)
         made = self._kept.get(key)
         if made is None:
-            made = self._made(index, step, direction)
-            self._kept[key] = made
-            self._size += made[0].numel() + made[1].numel()
+            for other, pair in self._made_with(index, step, direction).items():
+                self._kept[(self._run.seed, step, direction, other)] = pair
+                self._size += pair[0].numel() + pair[1].numel()
+            made = self._kept[key]
             while self._size > KEPT and len(self._kept) > 1:
                 a, b = self._kept.popitem(last=False)[1]
                 self._size -= a.numel() + b.numel()
         return made
+
+    def _made_with(self, index: int, step: int, direction: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """The factors of a matrix, and of others that cost little beside them."""
+        return {index: self._made(index, step, direction)}
 
     @abc.abstractmethod
     def _made(self, index: int, step: int, direction: int) -> tuple[Tensor, Tensor]: ...
@@ -128,6 +134,36 @@ class LowRank(_LowRank):
 
     def describe(self) -> str:
         return f"rank-{self.rank} {self.noise}"
+
+    def setup(self, run: Run, indices: Sequence[int]) -> None:
+        super().setup(run, indices)
+        self._blocks: list[list[int]] = []
+        self._block_of: dict[int, int] = {}
+        room, device = 0, None
+        for index, (m, n) in self._shapes.items():
+            size, where = self.rank * (m + n), run.parameters[index][1].device
+            if size > room or where != device:
+                self._blocks.append([])
+                room, device = BLOCK, where
+            self._blocks[-1].append(index)
+            self._block_of[index] = len(self._blocks) - 1
+            room -= size
+
+    def _made_with(self, index: int, step: int, direction: int) -> dict[int, tuple[Tensor, Tensor]]:
+        if self.noise != "rademacher":
+            return super()._made_with(index, step, direction)
+        r, some = self.rank, self._blocks[self._block_of[index]]
+        shapes = [self._shapes[i] for i in some]
+        flat = noise.signs_of(
+            [f"{self._run.parameters[i][0]} {which}" for i in some for which in "UV"],
+            [r * length for shape in shapes for length in shape],
+            [1 / math.sqrt(r), 1.0] * len(some),
+            (self._run.seed, step, direction),
+            self._run.parameters[index][1].device,
+        )
+        return {
+            i: (u.view(m, r), v.view(n, r)) for i, (m, n), u, v in zip(some, shapes, flat[::2], flat[1::2], strict=True)
+        }
 
     def _made(self, index: int, step: int, direction: int) -> tuple[Tensor, Tensor]:
         m, n = self._shapes[index]

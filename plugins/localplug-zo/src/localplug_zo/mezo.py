@@ -8,6 +8,7 @@ With parameters theta, a batch B, perturbation scale eps, learning rate eta and 
 z is never stored: it is made again from (seed, step, j, parameter name, element index) wherever it is needed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
@@ -117,6 +118,11 @@ class MeZO(Method):
         if not isinstance(self._method, ZerothOrder):
             raise AttributeError("strict='mezo' draws its own noise")
         return self._method.directions
+
+    @property
+    def variance(self) -> float:
+        """Estimate of tr Cov[g_hat] of the last step; NaN before the first one, and with strict."""
+        return getattr(self._method, "variance", math.nan)
 
     @property
     def num_evaluations(self) -> int:

@@ -43,6 +43,8 @@ class SGD(_Stateless):
         'SGD in place'
     """
 
+    is_linear = True
+
     def describe(self) -> str:
         return "SGD in place"
 
@@ -92,6 +94,8 @@ class Scalar(_Stateless):
         >>> localplug.update("scalar", beta=0.9).describe()
         'SGD over a scalar second moment (beta 0.9)'
     """
+
+    is_linear = True
 
     def __init__(self, beta: float = 0.99, delta: float = 1e-8) -> None:
         if not 0 <= beta < 1 or not delta > 0:
@@ -163,6 +167,8 @@ class Momentum(_Windowed):
         >>> localplug.update("momentum", beta=0.5, window=4).describe()
         'momentum 0.5 rebuilt from 4 steps'
     """
+
+    is_linear = True
 
     def __init__(self, beta: float = 0.9, window: int = 20) -> None:
         super().__init__(window)
