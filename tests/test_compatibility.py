@@ -313,6 +313,7 @@ TRAINS = {
         if issubclass(factory, localplug.Update)
         else losses("mezo", optimizer=localplug.update_rule(name), update="trainer", num_directions=4)
     ),
+    "selectors": lambda name, factory: falls(losses("mezo", parameters=localplug.selector(name), num_directions=4)),
     "target_generators": lambda name, factory: falls(losses("tpsgd", target=name)),
     "local_losses": lambda name, factory: falls(losses("tpsgd", loss=name)),
     "objectives": trains_by_objective,

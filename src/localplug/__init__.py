@@ -51,11 +51,13 @@ if TYPE_CHECKING:
         method,
         objective,
         quantizer,
+        selector,
         solver,
         target_generator,
         update,
         update_rule,
     )
+    from localplug.selectors import Selector
     from localplug.signals import Activity, LocalLoss, Signal, TargetGenerator, View
     from localplug.tasks import Part, Parts, Sealed, Task, Tensors, task
     from localplug.trajectory import read_log
@@ -105,6 +107,7 @@ _HOME = {
     "Part": "tasks",
     "Parts": "tasks",
     "Sealed": "tasks",
+    "Selector": "selectors",
     "Task": "tasks",
     "Tensors": "tasks",
     "task": "tasks",
@@ -112,6 +115,7 @@ _HOME = {
     "method": "recipes",
     "target_generator": "recipes",
     "objective": "recipes",
+    "selector": "recipes",
     "solver": "recipes",
     "quantizer": "recipes",
     "Objective": "objectives",
@@ -181,6 +185,7 @@ __all__ = [
     "Rademacher",
     "Run",
     "Sealed",
+    "Selector",
     "Signal",
     "TargetGenerator",
     "Task",
@@ -216,6 +221,7 @@ __all__ = [
     "replay_checkpoint",
     "replay_log",
     "seeded",
+    "selector",
     "sgd_update",
     "straight_through",
     "target_generator",

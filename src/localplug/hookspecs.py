@@ -22,7 +22,8 @@ def localplug_methods():
     random-sparse-zo, lezo, block-zo, addax, elastic-zo, fzoo, svrg, es, 1.5-spsa, residual-zo, cge), localplug-tpsgd
     (tpsgd, drtp, dfa, fa), localplug-forward (ff, mono-forward, cafo, pepita, softhebb, phyll), localplug-noprop (noprop-dt,
     noprop-ct, noprop-fm), localplug-greedy (predsim, dgl, infopro), localplug-graph (graph-sf, graph-ff-la, graph-ff-vn,
-    graph-top2loss, graph-top2input) and localplug-ternary (ternary-signs).
+    graph-top2loss, graph-top2input), localplug-select (sara), localplug-credit (lfp), localplug-experts (vq)
+    and localplug-ternary (ternary-signs).
 
     Example:
         @localplug.hookimpl
@@ -62,6 +63,21 @@ def localplug_perturbations():
 
 
 @hookspec
+def localplug_selectors():
+    """Give selectors: which elements of the weights are trained, and when that is decided anew.
+
+    Returns {name: class or factory of localplug.Selector}; its keyword arguments are the user's options.
+    Asked by `localplug.selector(name)`, and by the option `parameters="name:0.1"` of zeroth-order methods, where numbers stand
+    for the first of those options. Used by localplug-select (sara, magnitude).
+
+    Example:
+        @localplug.hookimpl
+        def localplug_selectors():
+            return {"sara": "localplug_select.sara:SaRA"}
+    """
+
+
+@hookspec
 def localplug_target_generators():
     """Give generators of local targets: what a unit of the network should produce for a label.
 
@@ -96,7 +112,7 @@ def localplug_objectives():
     Returns {name: callable}, which takes one or more of `outputs`, `batch` and `model` by name and gives a number; see
     localplug.Objective.
     Asked by `localplug.objective(name)`, which `localplug.attach` and the trainer integrations call for their option
-    `objective`. Used by localplug-zo (accuracy, f1).
+    `objective`. Used by localplug-zo (accuracy, f1) and localplug-rewards (ot-samples, ot-tokens).
 
     Example:
         @localplug.hookimpl
@@ -114,7 +130,8 @@ def localplug_update_rules():
     that are made again.
     Asked by `localplug.update_rule(name)` for an optimizer, and by `localplug.update(name)`, which zeroth-order methods call
     for their option `update`, for an Update. Used by localplug-zo (zo-sgd-sign, sgd, momentum, adam, scalar, sign, trainer,
-    trainer-streamed).
+    trainer-streamed), localplug-select (low-rank) and localplug-updates (lion, lion-seeds, prodigy, d-adaptation,
+    schedule-free, m-fac).
 
     Example:
         @localplug.hookimpl
@@ -129,7 +146,8 @@ def localplug_solvers():
 
     Returns {name: class or factory}; its keyword arguments are the user's options, and what it makes is called as
     solver(inputs, targets).
-    Asked by `localplug.solver(name)`. Used by localplug-convex (relu-admm, relu-scp).
+    Asked by `localplug.solver(name)`. Used by localplug-convex (relu-admm, relu-scp) and
+    localplug-exact (relu-ntk, relu-readout).
 
     Example:
         @localplug.hookimpl
@@ -161,7 +179,8 @@ def localplug_tasks():
     Returns {name: class or factory of localplug.Task}; it may take `data`, the user's folder of data sets, and its other
     keyword arguments are the user's options.
     Asked by `localplug.task(name)`, which `localplug bench` calls. Used by localplug-bench (digits, vowels, mnist,
-    fashion-mnist, cifar10, cora, char-lm, sst2, rte, trec, boolq, permutation).
+    fashion-mnist, cifar10, cora, char-lm, sst2, rte, trec, boolq, permutation), localplug-exact (bfs, bellman-ford) and
+    localplug-rewards (linear-models).
 
     Example:
         @localplug.hookimpl
@@ -176,7 +195,7 @@ def localplug_commands():
 
     Returns {name: callable(list of argument strings) -> exit status}. Asked when the command line does not know the
     word itself. Used by localplug-transformers (demo), localplug-ternary (export,
-    ternarize) and localplug-bench (bench).
+    ternarize), localplug-blackbox (propose) and localplug-bench (bench, report).
 
     Example:
         @localplug.hookimpl

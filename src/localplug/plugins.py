@@ -30,6 +30,7 @@ KINDS = (
     "methods",
     "estimators",
     "perturbations",
+    "selectors",
     "update_rules",
     "objectives",
     "target_generators",

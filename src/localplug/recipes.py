@@ -12,6 +12,7 @@ from localplug.contract import Method
 from localplug.parts import Distribution, Estimator, Update
 from localplug.plugins import get
 from localplug.quantizers import Quantizer
+from localplug.selectors import Selector
 from localplug.signals import LocalLoss, TargetGenerator
 
 
@@ -77,6 +78,21 @@ def distribution(name: str | Distribution, **options: Any) -> Distribution:
         TypeError: it is neither, or the plugin's is none.
     """
     return _part(name, "perturbations", Distribution, options)
+
+
+def selector(name: str | Selector, **options: Any) -> Selector:
+    """A selector of the trained elements by name, made with its options; an object is passed on.
+
+    Raises:
+        UnknownName, DuplicateName, PluginFailed: see `localplug.get`.
+        TypeError: it is neither, or the plugin's is none, or has no such option.
+
+    Example:
+        >>> import localplug
+        >>> localplug.selector("sara", share=0.1).describe()
+        'sara:0.1'
+    """
+    return _part(name, "selectors", Selector, options)
 
 
 def estimator(name: str | Estimator, **options: Any) -> Estimator:

@@ -7,22 +7,25 @@
     "smallest:0.2"          of each matrix the given share with the smallest magnitude at the start, and whatever moves
                             below that magnitude later (Sparse-MeZO, arXiv:2402.15751)
     "random:0.2"            of each parameter a random share, drawn once; "random:0.2:100" draws anew every 100 steps
+    "NAME:0.1:500"          a plugin's selector, with numbers for its first options in their order
+    a localplug.Selector    such as localplug.selector(NAME, option=...)
 
 What is not selected is neither perturbed nor changed, nor decayed.
 """
 
-import fnmatch
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
-from localplug import noise
 from localplug.contract import Run
+from localplug.plugins import get
+from localplug.recipes import selector as make_selector
+from localplug.selectors import GivenMasks, RandomShare, Selector, Smallest, matches
 from localplug.shards import is_sharded
 
-Parameters = str | Sequence[str] | Mapping[str, Tensor] | None
+Parameters = str | Sequence[str] | Mapping[str, Tensor] | Selector | None
 """What the option `parameters` takes."""
 
 
@@ -35,62 +38,47 @@ class Selection:
 
     Raises:
         ValueError: it is none of those, or a share is outside (0, 1].
+        UnknownName, DuplicateName, PluginFailed: of "NAME:...", as in `localplug.get`.
     """
 
     def __init__(self, parameters: Parameters = None) -> None:
         self._given = parameters
-        self._fraction = 1.0
-        self._every = 0
-        self._kind = "names"
+        self._selector: Selector | None = None
         self._patterns: list[str] | None = None
-        self._given_masks: dict[str, Tensor] = {}
-        if isinstance(parameters, str) and parameters.split(":")[0] in ("smallest", "random"):
-            self._kind, *numbers = parameters.split(":")
-            self._parse(parameters, numbers)
-        elif isinstance(parameters, str):
-            self._patterns = None if parameters == "all" else ["*lora_*"] if parameters == "lora" else [parameters]
+        if isinstance(parameters, str):
+            if ":" in parameters or parameters in ("smallest", "random"):
+                self._selector = _by_name(parameters)
+            else:
+                self._patterns = None if parameters == "all" else ["*lora_*"] if parameters == "lora" else [parameters]
+        elif isinstance(parameters, Selector):
+            self._selector = parameters
         elif isinstance(parameters, Mapping):
-            self._kind, self._patterns = "mask", list(parameters)
-            self._given_masks = dict(parameters)
-            if wrong := [n for n, m in parameters.items() if not (isinstance(m, Tensor) and m.dtype == torch.bool)]:
-                raise ValueError(f"parameters: the masks must be boolean tensors; these are not: {wrong}")
+            self._selector = GivenMasks(parameters)
         elif parameters is not None:
             self._patterns = list(parameters)
             if not self._patterns or not all(isinstance(p, str) for p in self._patterns):
                 raise ValueError(f"parameters: expected names or patterns, got {parameters!r}")
+        if self._selector is not None and self._selector.among is not None:
+            self._patterns = list(self._selector.among)
         self.indices: list[int] = []
         """Numbers of the selected parameters in run.parameters."""
-        self._thresholds: dict[str, float] = {}
-        self._masks: dict[int, Tensor] = {}
-        self._keys: dict[tuple[int, int], int] = {}
-
-    def _parse(self, text: str, numbers: list[str]) -> None:
-        try:
-            self._fraction = float(numbers[0])
-            self._every = int(numbers[1]) if len(numbers) > 1 else 0
-        except (IndexError, ValueError):
-            self._fraction = 0.0
-        if not 0 < self._fraction <= 1 or self._every < 0 or len(numbers) > (2 if self._kind == "random" else 1):
-            raise ValueError(
-                f'parameters: expected a share in (0, 1], such as "smallest:0.2" or "random:0.2:100", got {text!r}'
-            )
 
     @property
     def has_masks(self) -> bool:
         """Whether single elements are selected."""
-        return self._kind != "names"
+        return self._selector is not None
 
     @property
     def changes(self) -> bool:
         """Whether the selected elements depend on the weights or the step."""
-        return self._kind == "smallest" or self._every > 0
+        return self._selector is not None and self._selector.changes
 
     def describe(self) -> str:
         """The selection in a few words; empty for everything."""
+        if self._selector is not None:
+            return self._selector.describe()
         if self._given is None or self._given == "all":
             return ""
-        if self._kind == "mask":
-            return f"masked elements of {len(self._given_masks)} names"
         if isinstance(self._given, str):
             return self._given
         patterns = self._patterns or []
@@ -101,17 +89,15 @@ class Selection:
         found = []
         names = [name for name, _ in run.parameters]
         patterns = self._patterns or []
-        if empty := [p for p in patterns if not any(_matches(name, p) for name in names)]:
+        if empty := [p for p in patterns if not any(matches(name, p) for name in names)]:
             found.append(
                 f"parameters: no trainable parameter matches {', '.join(map(repr, empty))}; the model has "
                 f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
             )
-        for pattern, mask in self._given_masks.items():
-            wrong = [n for n, p in run.parameters if _matches(n, pattern) and p.shape != mask.shape]
-            if wrong:
-                found.append(f"parameters: the mask for {pattern!r} has shape {tuple(mask.shape)}, unlike {wrong[:3]}")
-        if self.has_masks and any(is_sharded(p) for _, p in run.parameters):
-            found.append("parameters: elements of sharded parameters cannot be selected; select by name")
+        if self._selector is not None:
+            found += self._selector.problems(run)
+            if any(is_sharded(p) for _, p in run.parameters):
+                found.append("parameters: elements of sharded parameters cannot be selected; select by name")
         return found
 
     def setup(self, run: Run) -> None:
@@ -120,15 +106,15 @@ class Selection:
         self.indices = [
             i
             for i, (name, _) in enumerate(run.parameters)
-            if self._patterns is None or any(_matches(name, p) for p in self._patterns)
+            if self._patterns is None or any(matches(name, p) for p in self._patterns)
         ]
-        for i in self.indices:
-            name, parameter = run.parameters[i]
-            if self._kind == "smallest" and parameter.dim() > 1:
-                self._thresholds.setdefault(name, _quantile(parameter.data.abs(), self._fraction))
-            for pattern, mask in self._given_masks.items():
-                if _matches(name, pattern):
-                    self._masks[i] = mask.to(parameter.device).reshape(-1)
+        if self._selector is not None:
+            self._selector.setup(run, self.indices)
+
+    def begin(self, run: Run) -> None:
+        """A step begins, with the weights that the one before has left: elements may be selected anew."""
+        if self._selector is not None:
+            self._selector.begin(run)
 
     def mask(self, index: int, values: Tensor, offset: int, step: int) -> Tensor | None:
         """Which of some elements are selected. bool, shaped like `values`; None for all of them.
@@ -136,42 +122,40 @@ class Selection:
         Args:
             values: the unperturbed weights there, one-dimensional, from element `offset` of parameter `index`.
         """
-        if self._kind == "names":
-            return None
-        name = self._run.parameters[index][0]
-        if self._kind == "smallest":
-            threshold = self._thresholds.get(name)
-            return None if threshold is None else values.abs() <= threshold
-        if self._kind == "mask":
-            return self._masks[index][offset : offset + values.numel()]
-        epoch = step // self._every if self._every else 0
-        key = noise.stream(self._run.seed, epoch, _MASKS, name)
-        return noise.uniform(key, offset, values.numel(), values.device) < self._fraction
+        return None if self._selector is None else self._selector.mask(index, values, offset, step)
 
     def num_elements(self) -> int:
         """Elements selected, about."""
-        total = 0
-        for i in self.indices:
-            _, parameter = self._run.parameters[i]
-            share = 1.0 if self._kind == "smallest" and parameter.dim() < 2 else self._fraction
-            total += int(self._masks[i].sum()) if i in self._masks else round(parameter.numel() * share)
-        return total
+        if self._selector is not None:
+            return sum(self._selector.num_elements(i) for i in self.indices)
+        return sum(self._run.parameters[i][1].numel() for i in self.indices)
 
     def state_dict(self) -> dict[str, Any]:
-        """The magnitudes measured at the start."""
-        return {"thresholds": dict(self._thresholds)} if self._thresholds else {}
+        """The selector's."""
+        return {} if self._selector is None else self._selector.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._thresholds.update(state.get("thresholds", {}))
+        if self._selector is not None:
+            self._selector.load_state_dict(state)
 
 
-_MASKS = -2  # the number of the stream that masks are drawn from; directions count from 0, rounding takes -1
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)
-
-
-def _quantile(values: Tensor, share: float) -> float:
-    flat = values.float().reshape(-1)
-    return float(flat.kthvalue(max(round(share * flat.numel()), 1)).values)
+def _by_name(text: str) -> Selector:
+    """ "smallest:0.2", "random:0.2:100", or a plugin's: numbers stand for its first options."""
+    name, *words = text.split(":")
+    try:
+        numbers = [int(word) if word.lstrip("-").isdigit() else float(word) for word in words]
+    except ValueError:
+        numbers = []
+    if name in ("smallest", "random"):
+        share, every = (*numbers, 0, 0)[:2]
+        if not 0 < share <= 1 or every < 0 or int(every) != every or len(words) > (2 if name == "random" else 1):
+            raise ValueError(
+                f'parameters: expected a share in (0, 1], such as "smallest:0.2" or "random:0.2:100", got {text!r}'
+            )
+        return Smallest(float(share)) if name == "smallest" else RandomShare(float(share), int(every))
+    options = list(inspect.signature(get(name, "selectors")).parameters)
+    if len(numbers) != len(words) or len(words) > len(options):
+        raise ValueError(
+            f"parameters: expected {name}:NUMBER, with numbers for the first of its options {', '.join(options)}, got {text!r}"
+        )
+    return make_selector(name, **dict(zip(options, numbers, strict=False)))

@@ -15,6 +15,7 @@ from localplug.contract import Estimate, Estimating, Groups, Method, Run
 from localplug.directions import Directions
 from localplug.distributions import Gaussian
 from localplug.parts import Distribution, Estimator, Probing, Term, Update
+from localplug.pending import Pending
 from localplug.perturbation import Perturbation, parsed
 from localplug.selection import Parameters, Selection
 from localplug.stacked import stack_problems
@@ -79,7 +80,15 @@ class ZerothOrder(Method):
         backend: str = "auto",
         name: str = "zo",
     ) -> None:
-        _, self.stack = parsed(backend)
+        self._kind, self.stack, num_steps = parsed(backend)
+        self._num_steps = num_steps if update.is_linear else 1
+        if self._kind == "deferred" and not update.is_linear:
+            raise ValueError(
+                f"backend {backend!r} adds directions to the weights every few steps, and updates by {update.describe()} do "
+                "more than add them; use 'stacked' or 'low-rank'"
+            )
+        if not isinstance(estimator, Probing):
+            self.stack = 1 if self._kind == "deferred" else self.stack
         if self.stack > 1 and not isinstance(estimator, Probing):
             raise ValueError(
                 f"backend {backend!r} makes evaluations together that are known beforehand, and those of "
@@ -94,7 +103,9 @@ class ZerothOrder(Method):
     @property
     def num_evaluations(self) -> int:
         num = self.estimator.num_evaluations
-        return math.ceil(num / self.stack)
+        if not isinstance(self.estimator, Probing):
+            return num
+        return math.ceil(num / (self.stack if self._perturbed is None else self._perturbed.stack))
 
     @property
     def num_coefficients(self) -> int:
@@ -106,7 +117,9 @@ class ZerothOrder(Method):
 
     @property
     def goes_round(self) -> bool:
-        return self.stack > 1
+        if self._perturbed is None or not isinstance(self.estimator, Probing):
+            return self.stack > 1
+        return self._perturbed.may_stack
 
     @property
     def num_slopes(self) -> int:
@@ -134,29 +147,53 @@ class ZerothOrder(Method):
 
     def _chosen(self) -> str:
         """The back-end that is asked for, and in force once the training has begun."""
-        return self.backend if self._perturbed is None or self.stack > 1 else self._perturbed.chosen
+        return (
+            self.backend if self._perturbed is None or self._kind in ("stacked", "deferred") else self._perturbed.chosen
+        )
 
     def problems(self, run: Run) -> list[str]:
         found = self.selection.problems(run) + self.estimator.problems(run) + self.rule.problems(run)
+        self._perturbed = None
+        if self._kind == "deferred":
+            found += self._deferral_problems(run)
         if self.stack > 1:
             found += stack_problems(run)
             if self.selection.has_masks:
                 found.append("back-end 'stacked' perturbs whole parameters; select by name, or use another back-end")
         return found
 
+    def _deferral_problems(self, run: Run) -> list[str]:
+        found = []
+        if not _has_factors(self.distribution):
+            found.append(
+                f"back-end {self.backend!r} keeps updates as factors of low rank, and {self.distribution.describe()} "
+                "directions have none; take directions such as 'rank-1', or another back-end"
+            )
+        if not any(p.dtype == torch.float32 for _, p in run.parameters):
+            found.append(
+                f"back-end {self.backend!r} needs weights in float32: those of half precision are rounded in every step; use "
+                "'stacked' or 'low-rank'"
+            )
+        return found
+
     def setup(self, run: Run) -> None:
         self.directions = Directions(run, self.distribution, self.selection)
+        if self._num_steps > 1 and _has_factors(self.distribution) and not run.is_compiled:
+            self.directions.pending = Pending(run, self._num_steps)
         self._perturbed = Perturbation(run, self.directions, self.backend)
         self.rule.setup(run, self.directions)
 
     def estimate(self, run: Run) -> Estimating:
         assert self._perturbed is not None
+        self.selection.begin(run)
+        self._perturbed.begin()
         estimating = self.estimator.estimate(run, self._perturbed)
         if self.estimator.num_evaluations < 2:
             return estimating
         return self._perturbed.reusing(estimating, self.estimator.num_directions)
 
     def update(self, run: Run, coefficients: Sequence[float], groups: Groups) -> None:
+        self.selection.begin(run)  # of a replay, which makes no estimates
         shaped = self.estimator.coefficients(run, self._by_field(coefficients))
         self.variance = self.estimator.variance(shaped, self.distribution.kappa(self.directions.num_elements))
         self.rule.apply(run, self.directions, shaped, groups)
@@ -171,7 +208,8 @@ class ZerothOrder(Method):
         return super().replay_problems(run) + self.rule.replay_problems(run)
 
     def teardown(self) -> None:
-        pass
+        if self._perturbed is not None and self.directions.pending is not None:
+            self.directions.pending.fold()
 
     def state_dict(self) -> dict[str, Any]:
         state = {name: part.state_dict() for name, part in self._parts()}
@@ -188,6 +226,11 @@ class ZerothOrder(Method):
             ("update", self.rule),
             ("selection", self.selection),
         ]
+
+
+def _has_factors(distribution: Distribution) -> bool:
+    """Whether directions may have low rank."""
+    return type(distribution).factors is not Distribution.factors
 
 
 def update_linearly(run: Run, directions: Directions, terms: Callable[[float], Sequence[Term]], groups: Groups) -> None:
@@ -207,7 +250,7 @@ def update_linearly(run: Run, directions: Directions, terms: Callable[[float], S
         lr, weight_decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
         if index in small:
             together.setdefault((lr, weight_decay), []).append(index)
-        else:
+        elif not directions.update_later(index, terms(lr), decay=lr * weight_decay):
             directions.update_(parameter.data, index, terms(lr), decay=lr * weight_decay)
     for (lr, weight_decay), indices in together.items():
         directions.update_small_(indices, terms(lr), decay=lr * weight_decay)

@@ -10,6 +10,7 @@
                                    a LocalMethod                  LocalMethodTests
     localplug_estimators           an Estimator                   EstimatorTests
     localplug_perturbations        a Distribution                 DistributionTests
+    localplug_selectors            a Selector                     SelectorTests
     localplug_update_rules         a torch.optim.Optimizer        UpdateRuleTests
                                    an Update                      UpdateTests
     localplug_objectives           a score of a batch             ObjectiveTests
@@ -40,6 +41,7 @@ pytest.register_assert_rewrite(
             "method",
             "objective",
             "quantizer",
+            "selector",
             "solver",
             "task",
             "update",
@@ -57,6 +59,7 @@ from localplug.testing.method import MethodTests  # noqa: E402
 from localplug.testing.objective import ObjectiveTests  # noqa: E402
 from localplug.testing.problem import CurvedProblem, Problem  # noqa: E402
 from localplug.testing.quantizer import QuantizerTests  # noqa: E402
+from localplug.testing.selector import SelectorTests  # noqa: E402
 from localplug.testing.solver import SolverTests  # noqa: E402
 from localplug.testing.task import TaskTests  # noqa: E402
 from localplug.testing.update import UpdateTests  # noqa: E402
@@ -73,6 +76,7 @@ __all__ = [
     "ObjectiveTests",
     "Problem",
     "QuantizerTests",
+    "SelectorTests",
     "SolverTests",
     "TargetGeneratorTests",
     "TaskTests",

@@ -19,6 +19,7 @@ from localplug.testing.local_method import LocalMethodTests
 from localplug.testing.method import MethodTests
 from localplug.testing.objective import ObjectiveTests
 from localplug.testing.quantizer import QuantizerTests
+from localplug.testing.selector import SelectorTests
 from localplug.testing.solver import SolverTests
 from localplug.testing.task import TaskTests
 from localplug.testing.update import UpdateTests
@@ -28,6 +29,7 @@ CLASSES: dict[str, tuple[type[Conformance], ...]] = {
     "methods": (MethodTests, LocalMethodTests),
     "estimators": (EstimatorTests,),
     "perturbations": (DistributionTests,),
+    "selectors": (SelectorTests,),
     "update_rules": (UpdateRuleTests, UpdateTests),
     "objectives": (ObjectiveTests,),
     "target_generators": (TargetGeneratorTests,),
