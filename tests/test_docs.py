@@ -79,6 +79,10 @@ def differences(source, value):
 
 
 def same(text, value):
+    if text == "...":  # no source can be written for it
+        with pytest.raises(SyntaxError):
+            ast.parse(repr(value), mode="eval")
+        return True
     try:
         return ast.literal_eval(text) == value
     except ValueError:

@@ -22,6 +22,11 @@ FAMILIES = {
     "localplug-noprop": "NoProp",
     "localplug-graph": "Graphs",
     "localplug-convex": "Convex solvers",
+    "localplug-credit": "Relevance",
+    "localplug-select": "What to train",
+    "localplug-exact": "Rules or tables",
+    "localplug-experts": "Codebooks",
+    "localplug-blackbox": "Black boxes",
     "localplug-ternary": "Ternary models",
 }
 BELOW = {
@@ -147,7 +152,9 @@ def _facts(name: str, kind: str, value: Any) -> str:
 
 
 def source_link(value: Any) -> str:
-    """A link to the file that a class or function is written in."""
+    """A link to the file that a class or function is written in, or the class of an instance."""
+    if not (inspect.isclass(value) or inspect.isroutine(value)):
+        value = type(value)
     path = pathlib.Path(inspect.getsourcefile(inspect.unwrap(value)) or "").resolve().relative_to(ROOT).as_posix()
     return f"[{path.rsplit('/', 1)[-1]}](/{path})"
 

@@ -13,6 +13,7 @@ CALLS = {  # how an answer is used; the rest is used by a command or as an optio
     "methods": "localplug.method",
     "estimators": "localplug.estimator",
     "perturbations": "localplug.distribution",
+    "selectors": "localplug.selector",
     "target_generators": "localplug.target_generator",
     "solvers": "localplug.solver",
     "quantizers": "localplug.quantizer",

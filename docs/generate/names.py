@@ -11,7 +11,16 @@ from typing import Any
 
 from generate import docstrings, signatures
 
-PACKAGES = ("localplug", "localplug_transformers", "localplug_lightning", "localplug_ternary")
+PACKAGES = (
+    "localplug",
+    "localplug_transformers",
+    "localplug_lightning",
+    "localplug_ternary",
+    "localplug_select",
+    "localplug_credit",
+    "localplug_experts",
+    "localplug_blackbox",
+)
 
 
 @functools.cache

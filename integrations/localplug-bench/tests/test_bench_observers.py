@@ -76,6 +76,21 @@ def test_more_directions_are_better_aligned_and_less_variable():
     assert sum(s["estimate_variance"] for s in many) < sum(s["estimate_variance"] for s in few) / 4
 
 
+def test_every_zeroth_order_method_says_what_its_estimate_varies_by():
+    """(kappa - 1) / q times the mean square of the slopes, with kappa = d + 2 of standard normal directions."""
+    model, found = trained("mezo", lambda model: Observer(), num_directions=3)
+    num = sum(p.numel() for p in model.parameters())
+    for step in found:
+        assert step["estimate_variance"] == pytest.approx(step["projected_gradient"] ** 2 * (num + 1) / 3, rel=1e-5)
+    silent = set()
+    for name in (n for n, by in localplug.plugins.names("methods").items() if by[0].distribution == "localplug-zo"):
+        _, found = trained(name, lambda model: Observer(), steps=2, lr=1e-4)
+        if not all("estimate_variance" in step for step in found[1:]):
+            silent.add(name)
+    assert silent == {"addax", "elastic-zo"}, "these two mix an estimate with a gradient"
+    assert "estimate_variance" not in trained("mezo", lambda model: Observer(), strict="mezo")[1][1]
+
+
 def test_the_projected_gradient_is_the_engines():
     seen = []
     model = network()
@@ -146,6 +161,7 @@ def test_the_trainer_of_transformers_logs_it(tmp_path):
     logged = [entry for entry in trainer.state.log_history if "localplug/alignment" in entry]
     assert [entry["step"] for entry in logged] == [1, 2, 4]
     assert all(0 < e["localplug/alignment"] <= 1 and e["localplug/projected_gradient"] > 0 for e in logged)
+    assert all(e["localplug/estimate_variance"] > 0 for e in logged)
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")  # lightning 2.6 on torch 2.13
@@ -176,4 +192,5 @@ def test_the_trainer_of_lightning_logs_it(tmp_path):
         callbacks=[LightningLog(probing(module.net))],
     ).fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=8))  # fmt: skip
     rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert "localplug/estimate_variance" in rows[0]
     assert "localplug/alignment" in rows[0] and "localplug/projected_gradient" in rows[0] and len(rows) == 1 + 4

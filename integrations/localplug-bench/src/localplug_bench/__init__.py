@@ -1,4 +1,5 @@
-"""The bench: one table for every way to train. `localplug bench TASKS METHODS` trains each method beside backpropagation.
+"""The bench: one table for every way to train. `localplug bench TASKS METHODS` trains each method beside backpropagation,
+and `localplug report RUNS` shows what it wrote down.
 
 Importing this imports no torch. Each file is one concern:
 
@@ -12,6 +13,7 @@ Importing this imports no torch. Each file is one concern:
     records, table the file of runs, one JSON line each; and the table of them
     tuning         options by Optuna, the same number of trials and the same budget for every way
     performance_profile    one setting for all tasks, scored
+    report         the file of runs as a page and as plots
     observers      what an estimate is worth, while it trains; transformers_log, lightning_log: in those trainers' logs
 """
 
@@ -20,7 +22,7 @@ import localplug
 
 @localplug.hookimpl
 def localplug_commands():
-    return {"bench": "localplug_bench.command:main"}
+    return {"bench": "localplug_bench.command:main", "report": "localplug_bench.report.command:main"}
 
 
 @localplug.hookimpl

@@ -26,7 +26,7 @@ class Observer:
     """Finds, after a step:
 
         projected_gradient   root mean square of the step's slopes, after whatever clipped them
-        estimate_variance    tr Cov[g_hat], as the method estimates it (several directions, or a window)
+        estimate_variance    tr Cov[g_hat], as the method estimates it
         loss/UNIT            the local loss of each unit of a layer-local method, where it has one
         alignment            cosine between the estimate and the true gradient; of a method that moves the weights itself
                              between its step and the negative gradient
@@ -53,7 +53,7 @@ class Observer:
         >>> observer.attach(model, optimizer, engine)
         >>> loss = engine.step(lambda: model(x).square().mean(), optimizer)
         >>> sorted(observer.found)
-        ['alignment', 'projected_gradient', 'true_gradient']
+        ['alignment', 'estimate_variance', 'projected_gradient', 'true_gradient']
         >>> observer.detach()
     """
 
