@@ -55,7 +55,7 @@ class Perturbation:
 
     "auto" is "low-rank" where directions have low rank, "copy" under torch.compile, "scratch" otherwise. "low-rank"
     becomes "deferred" for batches of few tokens of a large model, where reading and writing the weights takes the time: up to
-    64 elements in the batch (of `input_ids`, or else of the first tensor that the model is called with), and 4 million weights
+    32 elements in the batch (of `input_ids`, or else of the first tensor that the model is called with), and 4 million weights
     in matrices of low rank. It needs an attached model, whose batch is known before it is evaluated, and its own loss.
 
     Sharded parameters (DTensor) are gathered by fully_shard from storage of its own, so that each worker's shard is
@@ -75,7 +75,7 @@ class Perturbation:
 
     HELD = TILE  # elements of small parameters whose scratch copies live for a whole evaluation
     SMALL = 1 << 15  # elements of a parameter that counts as small
-    FEW = 64  # elements of a batch for which a stacked pass takes less time than its evaluations one by one
+    FEW = 32  # elements of a batch for which a stacked pass takes less time than its evaluations one by one
     LARGE = 1 << 22  # weights that are worth it: 16 MB, more than stays in a cache from one pass to the next
 
     def __init__(self, run: Run, directions: Directions, backend: str = "auto") -> None:
