@@ -1,10 +1,10 @@
 # `make demo` fine-tunes a real language model without backpropagation; `make test` runs the whole suite.
 PYTHON ?= python3
 BIN := .venv/bin
-MEMBERS := plugins/localplug-zo plugins/localplug-tpsgd plugins/localplug-forward plugins/localplug-noprop plugins/localplug-greedy plugins/localplug-graph plugins/localplug-convex plugins/localplug-ternary integrations/localplug-transformers integrations/localplug-lightning integrations/localplug-bench
+MEMBERS := plugins/localplug-zo plugins/localplug-tpsgd plugins/localplug-forward plugins/localplug-noprop plugins/localplug-greedy plugins/localplug-graph plugins/localplug-convex plugins/localplug-credit plugins/localplug-exact plugins/localplug-experts plugins/localplug-rewards plugins/localplug-blackbox plugins/localplug-select plugins/localplug-ternary plugins/localplug-updates integrations/localplug-transformers integrations/localplug-lightning integrations/localplug-bench
 PROJECTS := pyproject.toml $(MEMBERS:%=%/pyproject.toml) constraints.txt requirements-dev.txt
 
-.PHONY: venv demo test lint types docs dist oldest newest version fuzz index
+.PHONY: venv demo test lint types docs numbers dist oldest newest version fuzz index
 
 venv: .venv/.made
 
@@ -41,6 +41,10 @@ index: venv
 
 docs: venv
 	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Measured numbers in README.md and docs/, from tests/benchmarks/results.
+numbers: venv
+	PYTHONPATH=docs $(BIN)/python -m generate.numbers
 
 # A source archive of each distribution, a wheel made from that, and a look into both.
 dist: venv

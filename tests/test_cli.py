@@ -55,6 +55,7 @@ def test_plugins_load_says_what_each_gives(capsys):
     assert list(gives) == NAMES
     assert gives["tpsgd"] == "methods: dfa, drtp, fa, tpsgd; target generators: projection; local losses: l1, l2"
     assert gives["transformers"] == "commands: demo" and gives["convex"] == "solvers: relu-admm, relu-scp"
+    assert gives["blackbox"] == "commands: propose"
     zo = gives["zo"]
     kinds = dict(part.split(": ") for part in zo.split("; "))
     assert list(kinds) == ["methods", "estimators", "perturbations", "update rules", "objectives"]

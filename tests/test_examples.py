@@ -51,7 +51,15 @@ def spsa(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("example", "num_runs", "share"), [("bare_loop", 1, 0.5), ("hf_finetune", 1, 0.9), ("lightning_fit", 2, 0.5)]
+    ("example", "num_runs", "share"),
+    [
+        ("bare_loop", 1, 0.5),
+        ("hf_finetune", 1, 0.9),
+        ("lightning_fit", 2, 0.5),
+        ("choose_what_to_train", 3, 0.5),
+        ("self_tuning", 1, 0.9),
+        ("soft_prompt", 1, 0.7),
+    ],
 )
 def test_an_example_lowers_its_loss(example, num_runs, share):
     found = losses(run(EXAMPLES / f"{example}.py"))

@@ -35,7 +35,10 @@ def requirements(path):
     return [Requirement(line) for line in project.get("dependencies", []) + extras]
 
 
-ON_REQUEST = {"localplug-graph", "localplug-convex", "localplug-ternary"}  # torch-geometric; no method for a trainer
+ON_REQUEST = {  # what brings a large library, or no method for a trainer
+    *("localplug-blackbox", "localplug-convex", "localplug-credit", "localplug-exact", "localplug-experts"),
+    *("localplug-graph", "localplug-rewards", "localplug-select", "localplug-ternary", "localplug-updates"),
+}
 
 
 def test_make_installs_every_distribution():
@@ -47,7 +50,14 @@ def test_make_installs_every_distribution():
         "greedy",
         "graph",
         "convex",
+        "credit",
+        "select",
+        "exact",
+        "experts",
+        "rewards",
+        "blackbox",
         "ternary",
+        "updates",
         "transformers",
         "lightning",
         "bench",
@@ -133,7 +143,8 @@ def test_the_extras_bring_the_integrations_and_the_file_format():
     assert optional == {"safetensors"}
     assert names.pop("all") == {path.parent.name for path in INTEGRATIONS} | optional | ON_REQUEST
     assert names == {
-        name: {f"localplug-{name}"} for name in ("transformers", "lightning", "graph", "convex", "ternary", "bench")
+        name.removeprefix("localplug-"): {name}
+        for name in (*ON_REQUEST, "localplug-transformers", "localplug-lightning", "localplug-bench")
     }
 
 

@@ -41,7 +41,8 @@ def _step(batch: str, ways: dict[str, str]) -> str:
 
 
 def _few_tokens() -> str:
-    return _step("16 tokens", {"rank-1": "`rank-1`", "rank-1 stacked": "stacked", "gaussian": "`gaussian`"})
+    ways = {"rank-1": "`rank-1`", "rank-1 stacked": "stacked", "rank-1 deferred": "deferred"}
+    return _step("few tokens, 16 tokens", ways)
 
 
 def _noise() -> str:
@@ -113,7 +114,7 @@ SITUATIONS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ),
     (
         "Few tokens in a batch, so that reading weights takes the time",
-        f'{_method("mezo")} with `directions="rank-1"`, `backend="stacked"`',
+        f'{_method("mezo")} with `directions="rank-1"`, `backend="deferred"`',
         _few_tokens,
     ),
     ("Making noise takes the time", f'{_method("mezo")} with `directions="rank-1"` or `"rademacher"`', _noise),
@@ -154,7 +155,8 @@ def decisions() -> str:
 
 def step_times() -> str:
     """Time of a zeroth-order step over two forward passes, by tokens a batch."""
-    by_tokens = {int(k.split()[0]): v for k, v in result("zo_figures")["smollm2"].items() if k.endswith("tokens")}
+    measured = result("zo_figures")["smollm2"]
+    by_tokens = {int(words[0]): measured[k] for k in measured if len(words := k.split()) == 2 and words[1] == "tokens"}
     columns = ("rank-1", "rademacher", "gaussian", "released")
     lines = [f"| tokens a batch | {' | '.join(f'`{c}`' for c in columns)} |", f"| {' | '.join(['---'] * 5)} |"]
     for tokens, got in sorted(by_tokens.items()):

@@ -10,6 +10,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 from generate import claims_of_guides, claims_of_readme, reproductions, results
 from generate.claims import Claim
@@ -75,7 +76,8 @@ MEASURED = re.compile(
 _CODE = re.compile(r"^(```|~~~).*?^\1[ \t]*$|`(?:[^`\n]|\n(?!\n))+`|\]\([^)\s]*\)|<!--.*?-->", re.M | re.S)
 _MADE = re.compile(r"(<!-- made: ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- /made -->)", re.S)
 _ASIDE = re.compile(r"<!-- not measured here: (.*?) -->", re.S)
-_HEADING = re.compile(r"^#{1,6} |^\*\*[^*\n]+\*\*", re.M)
+_HEADING = re.compile(r"^#{1,6} ", re.M)
+_PARAGRAPH = re.compile(r"^#{1,6} |^\*\*[^*\n]+\*\*", re.M)  # one that begins with bold words has a subject of its own
 _SUPERSCRIPT = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 _POWER = re.compile("·10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
 _NUMBER = r"(?<![\d.,])\d[\d,]*(?:\.\d+)?(?!\d|[.,]\d)"  # the whole of it
@@ -171,9 +173,9 @@ def unclaimed(page: str, text: str) -> list[str]:
 
 def _is_in_a_named_file(text: str, match: re.Match[str]) -> bool:
     """Whether its section names a file of results that has it: as it is, as a share or what lacks to 1, in k, M or G."""
-    start = max((m.start() for m in _HEADING.finditer(text, 0, match.start())), default=0)
-    after = _HEADING.search(text, match.end())
-    section = text[start : after.start() if after else len(text)]
+    section = _section(text, match, _PARAGRAPH)
+    if "tests/benchmarks/results/" not in section:
+        section = _section(text, match, _HEADING)
     token = re.search(rf"{_NUMBER}$", text[: _end_of_number(text, match)])
     if token is None:
         return False
@@ -189,6 +191,12 @@ def _is_in_a_named_file(text: str, match: re.Match[str]) -> bool:
     return False
 
 
+def _section(text: str, match: re.Match[str], begins: re.Pattern[str]) -> str:
+    start = max((m.start() for m in begins.finditer(text, 0, match.start())), default=0)
+    after = begins.search(text, match.end())
+    return text[start : after.start() if after else len(text)]
+
+
 def _end_of_number(text: str, match: re.Match[str]) -> int:
     """Where the digits of what looks like a measurement end, its unit left out."""
     whole = re.compile(r"[\d,.]*\d").match(text, match.start())
@@ -196,7 +204,7 @@ def _end_of_number(text: str, match: re.Match[str]) -> int:
 
 
 def _values(value: object) -> Iterable[float]:
-    """Every number in a file of results, and the means of its lists."""
+    """Every number in a file of results, and the means of its lists and over its seeds."""
     if isinstance(value, bool):
         return
     if isinstance(value, int | float):
@@ -204,11 +212,23 @@ def _values(value: object) -> Iterable[float]:
     elif isinstance(value, dict):
         for inner in value.values():
             yield from _values(inner)
+        if len(value) > 1 and all(key.isdigit() for key in value):  # a seed each
+            yield from _values(_mean(list(value.values())))
     elif isinstance(value, list):
         for inner in value:
             yield from _values(inner)
         if value and all(isinstance(inner, int | float) for inner in value):
             yield sum(value) / len(value)
+
+
+def _mean(runs: list[object]) -> object:
+    """Of numbers, or of what tables of numbers have at the same place; nothing of anything else."""
+    if all(isinstance(run, int | float) for run in runs):
+        return sum(map(float, cast("list[float]", runs))) / len(runs)
+    tables = [run for run in runs if isinstance(run, dict)]
+    if len(tables) < len(runs):
+        return None
+    return {key: _mean([table[key] for table in tables]) for key in tables[0] if all(key in table for table in tables)}
 
 
 def main() -> int:
