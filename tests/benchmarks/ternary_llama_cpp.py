@@ -1,7 +1,7 @@
 """Ternary Llamas in llama.cpp against the same models in torch: likeliest next tokens, and the time of a decode step.
 
     pip install llama-cpp-python
-    python tests/benchmarks/ternary_llama_cpp.py [--only agreement decode] [--threads 1 2] [--quick]
+    python tests/benchmarks/ternary_llama_cpp.py [--only agreement decode] [--threads 1 2] [--compiled] [--quick]
     python tests/benchmarks/ternary_llama_cpp.py --model DIR [--text FILE] [--type TQ2_0] [--positions 256]
 
 agreement: a Llama 256 wide, ternary by tequila with a lambda of 0.1, so that its folded biases matter, with SmolLM2's
@@ -13,10 +13,14 @@ activations to 8 bits, so that the distance is not 0. Bar: agreement of 0.98 at 
 saved ternary Llama of yours, and saves nothing.
 
 decode: one token through a random Llama of Llama-3.2-1B's shapes in bfloat16, packed, groups of 256, after a prompt of 32
-tokens: in transformers, with the compiled kernel (int8 activations) in the linear layers, and in llama.cpp from the TQ2_0 file
-of the same model, with the same threads. Head and embedding are bfloat16 in both. "body" is the same model with a vocabulary of
-256 tokens, in which the head does not count. The two take turns of 8 tokens; a ratio, llama.cpp's time over ours, is the
-median of those of the turns. Bar: at least 1.0. --quick has two layers and few turns, and saves nothing.
+tokens: in transformers, by set_int8_activations_ and speed_up_, and in llama.cpp from the TQ2_0 file of the same model, with
+the same threads. Head and embedding are bfloat16 in both. "body" is the same model with a vocabulary of 256 tokens, in which
+the head does not count. "before" is transformers without speed_up_, but in the same memory. --compiled adds torch.compile of
+the decode step, which takes minutes to compile. All take turns of 8 tokens; a ratio, llama.cpp's time over ours, is the median
+of those of the turns; that of the processor's time (one thread alone) leaves out what other programs take. Bar: at least 1.0.
+What lies in huge pages is written down: Linux keeps a file that was just written in such, as llama.cpp's is here, and an older
+one in small pages, from which llama.cpp takes longer; ours get them if some are free. --quick has two layers and few turns, and
+saves nothing.
 """
 
 import argparse
@@ -24,6 +28,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import statistics
 import sys
 import tempfile
@@ -34,7 +39,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import localplug_ternary.quantizer  # noqa: F401  (registers it)
-from localplug_ternary import PackedTernaryLinear, TernaryConfig, export, freeze_, set_int8_activations_, ternarize_
+from localplug_ternary import (
+    PackedTernaryLinear,
+    TernaryConfig,
+    export,
+    freeze_,
+    set_int8_activations_,
+    speed_up_,
+    ternarize_,
+)
 from localplug_transformers import offline_models
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -124,20 +137,29 @@ def shaped_like_llama(layers, vocabulary):
 class InTorch:
     """A prompt, and tokens after it, again and again."""
 
-    def __init__(self, model, prompt):
-        self.model, self.cache, self.prompt = set_int8_activations_(model), DynamicCache(config=model.config), prompt
+    def __init__(self, model, prompt, sped_up=True, compiled=False):
+        self.model, self.prompt, self.sped_up = set_int8_activations_(model), prompt, sped_up
+        self.cache = DynamicCache(config=model.config)
+        self.decode = torch.compile(model.forward, fullgraph=True, dynamic=True) if compiled else model
+        speed_up_(model, sped_up)
         with torch.inference_mode():
-            self.logits = self.step(prompt)
+            self.logits = self.step(model, prompt)
 
-    def step(self, ids):
-        return self.model(torch.tensor([ids]), cache=self.cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    def step(self, way, ids):
+        return way(torch.tensor([ids]), cache=self.cache, use_cache=True, logits_to_keep=1).logits[0, -1]
 
     @torch.inference_mode()
-    def turn(self):
+    def tokens(self):
         if (behind := self.cache.get_seq_length() - len(self.prompt)) > 0:
             self.cache.crop(-behind)
         for i in range(TURN):
-            self.step([i + 1])
+            self.step(self.decode, [i + 1])
+
+    def turn(self):
+        speed_up_(self.model, self.sped_up)  # which others have undone
+        began = now()
+        self.tokens()
+        return since(began)
 
 
 class InLlamaCpp:
@@ -156,33 +178,66 @@ class InLlamaCpp:
 
     def turn(self):
         self.model.n_tokens = len(self.prompt)  # the next call forgets what came after
+        began = now()
         for i in range(TURN):
             self.model.eval([i + 1])
+        return since(began)
 
 
-def decode(layers, vocabulary, threads, turns):
+def now():
+    return time.perf_counter(), time.process_time()
+
+
+def since(began):
+    """Seconds a token: of the clock, and of the processor."""
+    return [(end - start) / TURN for start, end in zip(began, now(), strict=True)]
+
+
+def decode(layers, vocabulary, threads, turns, compiled):
     model, prompt = shaped_like_llama(layers, vocabulary), list(range(1, PROMPT + 1))
     result = {"layers": layers, "vocabulary": vocabulary}
     with tempfile.TemporaryDirectory() as folder:
         path = export.gguf(model, None, pathlib.Path(folder) / "out", "TQ2_0")
         for count in threads:
             torch.set_num_threads(count)
-            ways = {"torch": InTorch(model, prompt), "llama.cpp": InLlamaCpp(path, prompt, count)}
-            ours, theirs = (way.logits.float() for way in ways.values())
+            ways = {
+                "torch": InTorch(model, prompt),
+                "llama.cpp": InLlamaCpp(path, prompt, count),
+                "before": InTorch(model, prompt, sped_up=False),
+            }
+            if compiled:
+                ways["compiled"] = InTorch(model, prompt, compiled=True)
+            ours, theirs = (ways[name].logits.float() for name in ("torch", "llama.cpp"))
             taken = {name: [] for name in ways}
             for turn in range(turns + 1):
                 for name, way in ways.items():
-                    began = time.perf_counter()
-                    way.turn()
+                    seconds = way.turn()
                     if turn:  # the first one warms up
-                        taken[name].append((time.perf_counter() - began) / TURN)
-            pairs = zip(taken["llama.cpp"], taken["torch"], strict=True)
+                        taken[name].append(seconds)
             result[f"{count} threads"] = {
-                **{f"{name} ms": round(1000 * statistics.median(seconds), 3) for name, seconds in taken.items()},
-                "ratio": round(statistics.median(other / own for other, own in pairs), 3),
+                **{f"{name} ms": round(1000 * statistics.median(x for x, _ in taken[name]), 3) for name in ways},
+                "ratio": ratio(taken, "torch", 0),
+                **({"ratio_processor_time": ratio(taken, "torch", 1)} if count == 1 else {}),  # idle threads spin
+                **{f"ratio {name}": ratio(taken, name, 0) for name in ("before", "compiled") if name in ways},
                 "distance of logits": round(float((ours - theirs).norm() / theirs.norm()), 4),
+                "MB in huge pages": {
+                    "torch": in_huge_pages("AnonHugePages"),
+                    "llama.cpp": in_huge_pages("FilePmdMapped"),
+                },
             }
     return result
+
+
+def in_huge_pages(kind):
+    """Of this process, in MB; None where Linux does not say."""
+    rollup = pathlib.Path("/proc/self/smaps_rollup")
+    found = re.search(rf"{kind}: *(\d+) kB", rollup.read_text()) if rollup.exists() else None
+    return int(found[1]) // 1024 if found else None
+
+
+def ratio(taken, name, clock):
+    pairs = zip(taken["llama.cpp"], taken[name], strict=True)
+    return round(statistics.median(other[clock] / own[clock] for other, own in pairs), 3)
 
 
 def main():
@@ -196,6 +251,7 @@ def main():
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--vocabulary", type=int, default=128256)
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if importlib.util.find_spec("llama_cpp") is None:
@@ -219,7 +275,10 @@ def main():
         reached += [x["agreement"] >= 0.98 and x["same_tokens"] for x in result["agreement"].values()]
     if "decode" in options.only:
         sizes = {"whole": options.vocabulary, "body": 256}
-        found = {name: decode(options.layers, size, options.threads, options.turns) for name, size in sizes.items()}
+        found = {
+            name: decode(options.layers, size, options.threads, options.turns, options.compiled)
+            for name, size in sizes.items()
+        }
         result["decode"] = {"load": [round(load, 1) for load in os.getloadavg()], **found}
         reached += [x["ratio"] >= 1.0 for of in found.values() for x in of.values() if isinstance(x, dict)]
     if options.quick:

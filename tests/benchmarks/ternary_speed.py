@@ -1,11 +1,12 @@
 """The kernel of packed ternary weights against torch's bfloat16 linear, same threads, in one run.
 
-    python tests/benchmarks/ternary_speed.py [--layers 16] [--repeats 15] [--threads 1 2] [--quick]
+    python tests/benchmarks/ternary_speed.py [--only decode rows dense] [--layers 16] [--repeats 15] [--threads 1 2] [--quick]
 
 decode: one token through all linear layers of a stack of Llama-3.2-1B's shapes, each layer with weights of its own, so that
-they come from memory as in a model. rows: 1 to 512 tokens through single layers. The ways take turns; a time is the median of
-its repeats, and a ratio, bfloat16's time over the kernel's, the median of those of the turns. Processor time (one thread alone)
-leaves out what other programs take. Bars: decode at least 8 times bfloat16, rows never below 0.95.
+they come from memory as in a model. rows: 1 to 512 tokens through single layers. dense: one token through weights that are not
+ternary, by the kernel for those and by torch, in each dtype, both from huge pages. The ways take turns; a time is the
+median of its repeats, and a ratio, torch's time over the kernel's, the median of those of the turns. Processor time (one thread
+alone) leaves out what other programs take. Bars: decode at least 8 times bfloat16, rows and dense never below 0.95.
 """
 
 import argparse
@@ -20,13 +21,17 @@ import torch
 from torch.nn.functional import linear
 
 from localplug_ternary import kernels
+from localplug_ternary.kernels import huge_pages
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from record import save
+from record import RESULTS, save
 
 WIDTH, INNER, KEYS = 2048, 8192, 512
 SHAPES = [(WIDTH, WIDTH), (KEYS, WIDTH), (KEYS, WIDTH), (WIDTH, WIDTH), (INNER, WIDTH), (INNER, WIDTH), (WIDTH, INNER)]
 SINGLE = [(WIDTH, WIDTH), (INNER, WIDTH), (WIDTH, INNER)]
+DENSE = [(128256, WIDTH), (INNER, WIDTH), (WIDTH, WIDTH)]  # Llama-3.2-1B's head, down to the smallest that is taken
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+PARTS = ("decode", "rows", "dense")
 ROWS = [1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512]
 
 
@@ -50,15 +55,15 @@ def turns(ways, repeats):
     return taken
 
 
-def compared(ways, repeats):
-    """Median milliseconds of each way and ratios to "bfloat16"."""
+def compared(ways, repeats, base="bfloat16"):
+    """Median milliseconds of each way and ratios to the base."""
     taken = turns(ways, repeats)
     result = {}
     for name, seconds in taken.items():
         result[name] = {"ms": round(1000 * statistics.median(wall for wall, _ in seconds), 4)}
-        if name != "bfloat16":
+        if name != base:
             for i, what in enumerate(("ratio", "ratio_processor_time")):
-                pairs = zip(taken["bfloat16"], seconds, strict=True)
+                pairs = zip(taken[base], seconds, strict=True)
                 result[name][what] = round(statistics.median(other[i] / own[i] for other, own in pairs), 2)
         if torch.get_num_threads() > 1:
             result[name].pop("ratio_processor_time", None)  # idle threads spin
@@ -112,35 +117,55 @@ def rows(group, bodies, numbers, repeats, threads):
     return result
 
 
+def dense(shapes, repeats, threads):
+    generator = torch.Generator().manual_seed(0)
+    result = {}
+    for dtype_name, dtype in DTYPES.items():
+        for N, K in shapes:
+            w_NK = torch.empty(N, K, dtype=dtype).uniform_(-1, 1, generator=generator)
+            huge_pages.collapse(w_NK)
+            for count in threads:
+                torch.set_num_threads(count)
+                x_1K = torch.randn(1, K, generator=generator).to(dtype)
+                ways = {
+                    "torch": lambda x_1K=x_1K, w_NK=w_NK: linear(x_1K, w_NK),
+                    "dense": lambda x_1K=x_1K, w_NK=w_NK: kernels.dense(x_1K, w_NK),
+                }
+                result[f"{N} x {K} {dtype_name}, {count} threads"] = compared(ways, repeats, "torch")
+    return result
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true", help="two layers, few repeats; prints, saves nothing")
     options = parser.parse_args()
-    groups, numbers = [256, 128, None], ROWS
+    groups, numbers, shapes = [256, 128, None], ROWS, DENSE
     if options.quick:
-        options.layers, options.repeats, groups, numbers = 2, 5, [256], [1, 4, 16, 64, 512]
+        options.layers, options.repeats, groups, numbers, shapes = 2, 5, [256], [1, 4, 16, 64, 512], DENSE[1:]
     bodies = [body for body in kernels.bodies() if body != "dequantize"] or ["dequantize"]
     best = bodies[0]
+    path = RESULTS / "ternary_speed.json"
+    result = json.loads(path.read_text())["result"] if path.exists() and not options.quick else {}
+    result |= {"load": [round(load, 1) for load in os.getloadavg()], "body": best}
     with torch.inference_mode():
-        decoded = {
-            f"group {group or 'row'}": decode(options.layers, group, bodies, options.repeats, options.threads)
-            for group in groups
-        }
-        single = rows(groups[0], [best], numbers, options.repeats, options.threads)
-    ratios = [
-        by_threads[best]["ratio"] for of in decoded.values() for by_threads in of.values() if type(by_threads) is dict
-    ]
-    result = {
-        "load": [round(load, 1) for load in os.getloadavg()],
-        "body": best,
-        "decode": decoded,
-        "rows": single,
-        "smallest_decode_ratio": min(ratios),
-        "smallest_rows_ratio": min(ways[best]["ratio"] for ways in single.values()),
-    }
+        if "decode" in options.only:
+            result["decode"] = {
+                f"group {group or 'row'}": decode(options.layers, group, bodies, options.repeats, options.threads)
+                for group in groups
+            }
+            ratios = [x[best]["ratio"] for of in result["decode"].values() for x in of.values() if type(x) is dict]
+            result["smallest_decode_ratio"] = min(ratios)
+        if "rows" in options.only:
+            result["rows"] = rows(groups[0], [best], numbers, options.repeats, options.threads)
+            result["smallest_rows_ratio"] = min(ways[best]["ratio"] for ways in result["rows"].values())
+        if "dense" in options.only and kernels.dense_bodies():
+            result["dense_body"] = kernels.dense_bodies()[0]
+            result["dense"] = dense(shapes, options.repeats, options.threads)
+            result["smallest_dense_ratio"] = min(ways["dense"]["ratio"] for ways in result["dense"].values())
     if options.quick:
         print(json.dumps(result, indent=1))
     else:

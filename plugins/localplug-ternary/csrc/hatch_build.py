@@ -11,7 +11,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE, LIBRARY = "csrc/ternary.c", "src/localplug_ternary/kernels/_ternary.so"
+SOURCES, LIBRARY = ("csrc/ternary.c", "csrc/dense.c"), "src/localplug_ternary/kernels/_ternary.so"
 # Neither -ffast-math nor contraction to fused multiply-add: every body gives the same bits.
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
@@ -22,13 +22,13 @@ def compilers() -> list[list[str]]:
     return [[name] for name in dict.fromkeys([*own, "cc", "gcc", "clang"])]
 
 
-def compile_library(source: pathlib.Path, library: pathlib.Path, candidates: list[list[str]]) -> str | None:
+def compile_library(sources: list[pathlib.Path], library: pathlib.Path, candidates: list[list[str]]) -> str | None:
     """Build the library, with OpenMP if it can be; None, or why not. What lay there before is removed."""
     library.unlink(missing_ok=True)
     reasons = []
     for compiler in candidates:
         for openmp in (["-fopenmp"], []):
-            command = [*compiler, *FLAGS, *openmp, str(source), "-o", str(library)]
+            command = [*compiler, *FLAGS, *openmp, *map(str, sources), "-o", str(library)]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
             except OSError as error:
@@ -48,7 +48,7 @@ class TernaryBuildHook(BuildHookInterface[Any]):
         if self.target_name != "wheel":
             return
         root = pathlib.Path(self.root)
-        reason = compile_library(root / SOURCE, root / LIBRARY, compilers())
+        reason = compile_library([root / source for source in SOURCES], root / LIBRARY, compilers())
         if reason:
             self.app.display_warning(f"localplug-ternary: no compiled kernel, the wheel is pure Python ({reason})")
             return

@@ -20,7 +20,7 @@
 #include "avx512vnni.h"
 #endif
 
-#define ABI 1                   /* to be raised when layout or arguments change */
+#define ABI 2                   /* to be raised when layout or arguments change */
 #define SMALL_WORK (1 << 18)    /* weights times tokens below which one thread is faster than several */
 #define CACHED_BYTES (1 << 18)  /* of activations that one pass over the weights serves: they stay in a core's cache */
 #define HELD_BYTES (1 << 24)    /* of activations in int8 at a time */

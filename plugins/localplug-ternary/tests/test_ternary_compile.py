@@ -1,10 +1,19 @@
-"""torch.compile of ternary models: the same numbers, and no break in the graph but at the compiled kernel."""
+"""torch.compile of ternary models: the same numbers, and no break in the graph."""
 
 import pytest
 import torch
 from torch._inductor import cpp_builder, exc
 
-from localplug_ternary import TernaryConfig, freeze_, set_progress_, ternarize_, train_scales_
+from localplug_ternary import (
+    TernaryConfig,
+    dense,
+    freeze_,
+    kernels,
+    set_progress_,
+    speed_up_,
+    ternarize_,
+    train_scales_,
+)
 
 METHODS = ("tequila", "absmean", "twn", "sherry", "annealed")
 # torch's own, of its tracing of autograd functions
@@ -80,12 +89,47 @@ def test_inductor_computes_the_same(form):
     same(train_scales_(model) if form == "scales" else model, "inductor", **loose)
 
 
-def test_the_compiled_kernel_breaks_the_graph_and_computes_the_same():
+def test_the_compiled_kernels_are_operators_in_one_graph():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(256, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
     model = freeze_(ternarize_(model, TernaryConfig(group_size=None)), int8_activations=True).eval()
     x = torch.randn(3, 256, generator=torch.Generator().manual_seed(1))
     torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), model(x), rtol=1e-6, atol=1e-6)
+        assert torch.equal(compiled(x), model(x))
+        model[0].scales.mul_(2.0)  # what is written afterwards counts too
+        assert torch.equal(compiled(x), model(x))
+        torch.testing.assert_close(compiled(x[:1]), model(x[:1]), rtol=1e-6, atol=1e-6)
+
+
+def test_a_large_dense_layer_is_an_operator_for_one_token(monkeypatch):
+    monkeypatch.setattr(dense, "LEAST_WEIGHTS", 1)
+    model = speed_up_(torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2)))
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=False)
+    for rows in (1, 5):
+        x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows))
+        with torch.no_grad():
+            assert torch.equal(compiled(x), model(x))
+    assert ["localplug_ternary.dense" in graph for graph in graphs] == ["avx2" in kernels.dense_bodies(), False]
+
+
+@pytest.mark.skipif(not kernels.dense_bodies(), reason="installed without a C compiler")
+def test_the_operators_are_what_torch_expects_of_them():
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(1))
+    layer = freeze_(net()).requires_grad_(False)[0]
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    weights = layer.codes, layer.scales, layer.bias, 64
+    torch.library.opcheck(torch.ops.localplug_ternary.linear.default, (x, *weights), test_utils=checks)
+    torch.library.opcheck(torch.ops.localplug_ternary.linear.default, (x.bfloat16(), *weights), test_utils=checks)
+    weight, bias = torch.randn(3, 64), torch.randn(3)
+    torch.library.opcheck(torch.ops.localplug_ternary.dense.default, (x, weight, bias), test_utils=checks)
+    torch.library.opcheck(torch.ops.localplug_ternary.dense.default, (x, weight, None), test_utils=checks)

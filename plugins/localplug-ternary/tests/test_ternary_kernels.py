@@ -376,7 +376,8 @@ def test_without_a_compiler_the_wheel_is_pure_python_and_old_libraries_go(build,
 
 
 def test_a_compiler_that_fails_is_no_error_either(build, monkeypatch):
-    (build.library.parents[3] / build.module.SOURCE).write_text("#error broken")
+    for source in build.module.SOURCES:
+        (build.library.parents[3] / source).write_text("#error broken")
     monkeypatch.setattr(build.module, "compilers", lambda: [["cc"]])
     build.hook.initialize("standard", build.data)
     assert build.data["pure_python"] is True and len(build.warnings) == 1

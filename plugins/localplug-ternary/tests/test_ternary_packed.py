@@ -136,9 +136,9 @@ class Kernels:
     def available(self):
         return self.body
 
-    def prepare(self, codes, scales, bias, group):
+    def prepared_of(self, codes, scales, bias, group):
         self.prepared.append(group)
-        return types.SimpleNamespace(codes=codes, scales=scales.clone(), bias=bias, call=lambda x: x)
+        return types.SimpleNamespace(codes=codes, scales=scales.detach(), bias=bias)
 
     def linear(self, x, prepared):
         A = (
@@ -149,7 +149,7 @@ class Kernels:
 
 def test_the_kernel_is_asked_only_where_it_was_asked_for(monkeypatch):
     kernels = Kernels()
-    monkeypatch.setattr(room, "_compiled", lambda: kernels)
+    monkeypatch.setattr(room, "kernels", kernels)
     x = random(2, 64)
     plain, fast = (
         PackedTernaryLinear.of(latent(Tequila(None))),
@@ -158,26 +158,36 @@ def test_the_kernel_is_asked_only_where_it_was_asked_for(monkeypatch):
     expected = plain(x)
     assert not kernels.prepared
     torch.testing.assert_close(fast(x), expected + 1000)
-    fast(x)
-    assert kernels.prepared == [64]  # once, not in each call
+    assert kernels.prepared == [64]
     assert torch.equal(fast(x.clone().requires_grad_()), expected)  # gradients go the unpacking way
+    with monkeypatch.context() as tracing:
+        tracing.setattr(torch.jit, "is_tracing", lambda: True)
+        assert torch.equal(fast(x), expected)
+    assert torch.equal(fast.requires_grad_(True)(x), expected)  # while scales train, one function alone
+    assert kernels.prepared == [64]
+
+
+def test_the_kernel_sees_what_was_written_to_the_layer():
+    x = random(2, 64)
+    fast = PackedTernaryLinear.of(latent(Tequila(None)), int8_activations=True)
+    before, bias = fast(x), fast.bias.detach().clone()
     with torch.no_grad():
         fast.scales.mul_(2.0)
-    changed = fast(x) - 1000
-    torch.testing.assert_close(changed - fast.bias, 2 * (expected - fast.bias), rtol=1e-3, atol=1e-3)
-    assert kernels.prepared == [64, 64]  # scales moved
-    twin = copy.deepcopy(fast)
-    assert twin._prepared is None and torch.equal(twin(x), fast(x))
-    assert pickle.loads(pickle.dumps(PackedTernaryLinear.of(latent())))(x).shape == (2, 12)
+        fast.bias.zero_()
+    torch.testing.assert_close(fast(x), 2 * (before - bias), rtol=1e-3, atol=1e-3)
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert torch.equal(twin(x), fast(x))
+        twin.codes.copy_(pack(-unpack(fast.codes)))
+        assert torch.equal(twin(x), -fast(x))
 
 
 def test_without_kernels_or_for_their_unknown_groups_the_layer_unpacks(monkeypatch):
     x = random(2, 64)
     fast = PackedTernaryLinear.of(latent(), int8_activations=True)  # groups of 32
     expected = PackedTernaryLinear.of(latent())(x)
-    monkeypatch.setattr(room, "_compiled", lambda: Kernels())
+    monkeypatch.setattr(room, "kernels", Kernels())
     assert torch.equal(fast(x), expected)
-    monkeypatch.setattr(room, "_compiled", lambda: None)
+    monkeypatch.setattr(room, "kernels", Kernels("dequantize"))
     assert torch.equal(
         PackedTernaryLinear.of(latent(Tequila(None)), int8_activations=True)(x),
         PackedTernaryLinear.of(latent(Tequila(None)))(x),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from localplug_ternary.scales import train_scales_
     from localplug_ternary.schedule import TernaryProgress, set_progress_
     from localplug_ternary.signs import TernarySigns
+    from localplug_ternary.speed import speed_up_
 
 _HOME = {
     "TernaryConfig": "config",
@@ -37,6 +38,7 @@ _HOME = {
     "train_scales_": "scales",
     "set_int8_activations_": "activations",
     "set_progress_": "schedule",
+    "speed_up_": "speed",
     "TernaryProgress": "schedule",
     "TernarySigns": "signs",
     "save_pretrained": "card",
@@ -58,6 +60,7 @@ __all__ = [
     "save_pretrained",
     "set_int8_activations_",
     "set_progress_",
+    "speed_up_",
     "ternarize_",
     "train_scales_",
     "unfreeze_",

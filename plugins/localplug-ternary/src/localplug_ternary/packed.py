@@ -3,8 +3,6 @@
 Byte j of a row holds inputs 4j to 4j + 3, input 4j + i in the bits 2i and 2i + 1, as its code + 1 (0, 1 or 2).
 """
 
-import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, final
 
@@ -14,6 +12,7 @@ from torch.nn import functional as F
 
 from localplug import dequantize
 from localplug.quantizers import faults
+from localplug_ternary import kernels
 from localplug_ternary.latent import TernaryLinear, whole_bias
 
 
@@ -100,8 +99,6 @@ class PackedTernaryLinear(nn.Module):
             self.train_scales_()
         self.code_shift: Callable[[Tensor], object] | None = None
         """Changes the codes in place, as float32, whenever they are unpacked; nothing outside an evaluation of TernarySigns."""
-        self._prepared: Any = None
-        self._prepared_of: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, latent: TernaryLinear, **options: Any) -> "PackedTernaryLinear":
@@ -176,40 +173,25 @@ class PackedTernaryLinear(nn.Module):
         return self.dequantized(torch.float32).detach()
 
     def forward(self, input: Tensor) -> Tensor:
+        scales = self.scales
         records = torch.is_grad_enabled() and self.code_shift is None
-        learns = records and (input.requires_grad or self.scales.requires_grad)
-        if self.int8_activations and not learns and not self.trains_scales and (y := self._int8(input)) is not None:
-            return y
+        learns = records and (input.requires_grad or scales.requires_grad)
+        if self.int8_activations and not learns and not scales.requires_grad and self._has_kernel_for(input):
+            group = self.group_size or self.in_features
+            if torch.compiler.is_compiling():
+                y: Tensor = torch.ops.localplug_ternary.linear(input, self.codes, scales, self.bias, group)
+                return y
+            return kernels.linear(input, kernels.prepared_of(self.codes, scales, self.bias, group))
         bias_N = whole_bias(self.bias, None, input.dtype)
         if not learns:
             return F.linear(input, self.dequantized(input.dtype), bias_N)
-        made: Tensor = _Unpacking.apply(input, self.scales, self.codes, bias_N)
+        made: Tensor = _Unpacking.apply(input, scales, self.codes, bias_N)
         return made
 
-    @torch.compiler.disable  # which cannot look into the kernel's library
-    def _int8(self, input: Tensor) -> Tensor | None:
-        """Of the compiled kernel; None where there is none for this layer or input."""
-        if (kernels := self._kernels(input)) is None:
-            return None
-        y: Tensor = kernels.linear(input, self._prepared)
-        return y
-
-    def _kernels(self, input: Tensor) -> Any:
-        """The compiled kernel, prepared for the tensors as they are now; None where there is none for them."""
-        if input.device.type != "cpu" or self.group_size not in (None, 128, 256) or (found := _compiled()) is None:
-            return None
-        tensors = (self.codes, self.scales, self.bias)
-        # Tensors made in inference mode have no version, and nothing writes them.
-        now = tuple(None if t is None else (t.data_ptr(), t.is_inference() or t._version) for t in tensors)
-        if self._prepared is None or now != self._prepared_of:
-            bias_N = None if self.bias is None else self.bias.detach()
-            group = self.group_size or self.in_features
-            self._prepared = found.prepare(self.codes, self.scales.detach(), bias_N, group)
-            self._prepared_of = now
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None}  # a copy prepares its own
+    def _has_kernel_for(self, input: Tensor) -> bool:
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]  # which would keep what the kernel wrote, not the call
+            return False
+        return input.device.type == "cpu" and self.group_size in (None, 128, 256) and _there_are_kernels()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PackedTernaryLinear":
         kept = [(name, p.detach()) for name, p in self.named_parameters(recurse=False)]
@@ -227,14 +209,10 @@ class PackedTernaryLinear(nn.Module):
         )
 
 
-@functools.cache
-def _compiled() -> Any:
-    """The module of compiled kernels; None where it is missing or has nothing better than unpacking."""
-    try:
-        kernels = importlib.import_module("localplug_ternary.kernels")
-    except ImportError:
-        return None
-    return None if kernels.available() == "dequantize" else kernels
+@torch.compiler.assume_constant_result
+def _there_are_kernels() -> bool:
+    """Whether there is something better than unpacking the weights."""
+    return kernels.available() != "dequantize"
 
 
 @final

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from localplug_ternary.config import TernaryConfig
+from localplug_ternary.dense import DenseLinear
 from localplug_ternary.latent import TernaryLinear, linear_weight
 from localplug_ternary.packed import PackedTernaryLinear
 
@@ -20,7 +21,7 @@ def selected(model: nn.Module, config: TernaryConfig, filter_fn: Filter | None =
 
     Subclasses of Linear stay: others read their weights round their forward, as MultiheadAttention does with out_proj.
     """
-    layers = {name: m for name, m in model.named_modules() if type(m) in (nn.Linear, Conv1D)}
+    layers = {name: m for name, m in model.named_modules() if type(m) in (nn.Linear, DenseLinear, Conv1D)}
     if config.converted is not None:
         prefix = f"{getattr(model, 'base_model_prefix', '')}."
         # A saved model may be loaded as its base model, or with another head on top.

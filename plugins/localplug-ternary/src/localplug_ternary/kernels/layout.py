@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from localplug_ternary.kernels import library
+from localplug_ternary.kernels.huge_pages import copied
 
 ROWS, CHUNK = 32, 16  # of csrc/ternary.h
 LARGEST_K = 1 << 18  # up to which a compiled body's sums stay within int32
@@ -69,7 +70,7 @@ def prepare(
     N = codes.shape[0]
     codes, scales = codes.detach(), scales.detach().to(torch.float16)
     if body in library.COMPILED:
-        codes, scales = _tiled(codes, scales, K)
+        codes, scales = (copied(t) for t in _tiled(codes, scales, K))
     elif body == "int_mm":
         codes = _signed(codes, K).unflatten(1, (-1, width)).transpose(0, 1)
     bias = None if bias is None else bias.detach().float().clone()

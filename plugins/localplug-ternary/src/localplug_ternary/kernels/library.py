@@ -1,4 +1,5 @@
-"""The compiled kernel: csrc/ternary.c, built when the package is installed where a C compiler is, and called by ctypes.
+"""The compiled kernels: csrc/ternary.c and csrc/dense.c, built when the package is installed where a C compiler is, and
+called by ctypes.
 
 torch is imported first: the kernel then shares its OpenMP runtime and its pool of threads.
 """
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 LIBRARY = pathlib.Path(__file__).with_name("_ternary.so")
-ABI = 1  # of csrc/ternary.c
+ABI = 2  # of csrc/ternary.c
 COMPILED = {"avx512vnni": 2, "avx2": 1, "portable": 0}  # fastest first; the numbers are those of csrc/ternary.c
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _log = logging.getLogger("localplug")
@@ -43,6 +44,8 @@ def load(path: pathlib.Path) -> ctypes.CDLL:
     tokens: list[Any] = [pointer, pointer, size]
     library.ternary_supports.argtypes = [integer]
     library.ternary_linear.argtypes = [integer, *weight, *tokens, integer, integer]
+    library.dense_supports.argtypes = [integer]
+    library.dense_linear.argtypes = [integer, pointer, size, size, size, integer, *tokens, integer]
     return library
 
 
@@ -75,7 +78,6 @@ def available() -> str:
     return bodies()[0]
 
 
-@torch.compiler.disable  # which cannot look into a library
 def call(body: str, codes: Tensor, scales: Tensor, bias: Tensor | None, x: Tensor, y: Tensor) -> None:
     """y (..., N) <- x (..., K) W^T + bias by a compiled body: contiguous tensors of a CPU, x and y of one dtype of KINDS."""
     compiled = library()

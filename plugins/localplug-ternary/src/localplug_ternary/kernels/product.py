@@ -54,17 +54,16 @@ def linear(x: Tensor, prepared: Prepared) -> Tensor:
 
 
 def _product(x: Tensor, prepared: Prepared) -> Tensor:
-    if prepared.body == "dequantize":
-        bias = None if prepared.bias is None else prepared.bias.to(x.dtype)
-        return F.linear(x, dequantize(prepared, x.dtype), bias)
+    if prepared.body in library.COMPILED:
+        known = (x if x.dtype in library.KINDS else x.float()).contiguous()
+        y = known.new_empty((*x.shape[:-1], prepared.out_features))
+        library.call(prepared.body, prepared.codes, prepared.scales, prepared.bias, known, y)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
     if prepared.body == "int_mm":
         y_MN = _int_mm(x.detach().reshape(-1, prepared.in_features).float(), prepared)
         return y_MN.to(x.dtype).view(*x.shape[:-1], prepared.out_features)
-    known = x if x.dtype in library.KINDS else x.float()
-    known = known.contiguous()
-    y = known.new_empty(*x.shape[:-1], prepared.out_features)
-    library.call(prepared.body, prepared.codes, prepared.scales, prepared.bias, known, y)
-    return y if known is x else y.to(x.dtype)
+    bias = None if prepared.bias is None else prepared.bias.to(x.dtype)
+    return F.linear(x, dequantize(prepared, x.dtype), bias)
 
 
 def _int_mm(x_MK: Tensor, prepared: Prepared) -> Tensor:
