@@ -386,5 +386,5 @@ def test_bash_completes_by_the_script(tmp_path, capsys):
         assert not done.stderr
         return done.stdout.split()
 
-    assert completed("localplug re") == ["replay"] and completed("localplug de") == ["demo"]
+    assert completed("localplug re") == ["replay", "report"] and completed("localplug de") == ["demo"]
     assert completed("localplug plugins --a") == ["--available"]
