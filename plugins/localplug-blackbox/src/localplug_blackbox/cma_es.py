@@ -1,23 +1,22 @@
 """The covariance matrix adaptation evolution strategy, from the library cma (pip install localplug-blackbox[cma]).
 
-Hansen: The CMA Evolution Strategy: A Tutorial, arXiv:1604.00772. The library's state is a pickle, which a file of others must
-not be; so the state here is the values that were told, from which the search is repeated. Letters: N points, D numbers.
+Hansen: The CMA Evolution Strategy: A Tutorial, arXiv:1604.00772. The state is the values that were told (`replayed`). Letters:
+N points, D numbers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from localplug_blackbox.box import Box
-from localplug_blackbox.contract import Searcher
-from localplug_blackbox.generation import Generation
+from localplug_blackbox.replayed import Replayed
 
 
 @final
-class CMAES(Searcher):
+class CMAES(Replayed):
     """CMA-ES: a normal distribution whose mean, size and shape follow the better half of what it draws.
 
     Args:
@@ -63,14 +62,12 @@ class CMAES(Searcher):
             raise ValueError("; ".join(wrong))
         _library()
         self.sigma, self.population, self.seed = sigma, population, seed
-        self._told: list[list[float]] = []
-        self._strategy: Any = None
-        self._now: Generation | None = None
+        self._out: list[Any] = []
 
     @property
     def finished(self) -> str:
         """What the library's own criteria say; empty while it goes on."""
-        return ", ".join(self._strategy.stop()) if self._strategy is not None and self._now is None else ""
+        return ", ".join(self._search.stop()) if self._search is not None and self._now is None else ""
 
     def _begun(self) -> Any:
         import numpy as np
@@ -91,63 +88,15 @@ class CMAES(Searcher):
         values = [value if math.isfinite(value) else None for value in bounds_D.tolist()]
         return None if all(value is None for value in values) else values
 
-    def _generation(self) -> Generation:
-        points = torch.tensor([point.tolist() for point in self._strategy.ask()], dtype=torch.float64)
-        self._drawn = points
-        return Generation(self.box.clip(points))
-
-    def _propose(self, num: int) -> Tensor:
-        if self._strategy is None:
-            self._strategy = self._begun()
-        if self._now is None:
-            self._now = self._generation()
-        return self._now.next(num)
-
-    def _learn(self, X_ND: Tensor, y_N: Tensor) -> None:
-        assert self._now is not None
-        self._now.put(y_N)
-        if self._now.complete:
-            values = self._now.y_N.tolist()
-            self._told.append(values)
-            self._follow(values)
-            self._now = None
+    def _drawn(self, num: int) -> Tensor:
+        self._out = self._search.ask()  # a population, whatever is asked for
+        return torch.tensor([point.tolist() for point in self._out], dtype=torch.float64)
 
     def _follow(self, values: list[float]) -> None:
         """Only ranks count: a value that is not finite becomes one worse than the others."""
         worst = max((v for v in values if math.isfinite(v)), default=0.0)
         worse = worst + max(1.0, abs(worst))
-        self._strategy.tell(list(self._drawn.numpy()), [v if math.isfinite(v) else worse for v in values])
-
-    def _know(self, X_ND: Tensor, y_N: Tensor) -> None:
-        place = int(y_N.argmin())
-        best = self.best
-        if self._strategy is None and best is not None and float(y_N[place]) <= best.value:
-            self._start_D = X_ND[place].clone()
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "start": self._start_D.clone(),
-            "told": [list(values) for values in self._told],
-            "now": None if self._now is None else self._now.state(),
-        }
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._start_D = state["start"].clone()
-        self._told, self._now, self._strategy = [], None, None
-        if state["told"] or state["now"] is not None:
-            self._strategy = self._begun()
-        for values in state["told"]:
-            self._generation()
-            self._told.append([float(v) for v in values])
-            self._follow(self._told[-1])
-        if state["now"] is not None:
-            self._now = self._generation()
-            again = Generation.restored(state["now"])
-            if not torch.equal(again.X_ND, self._now.X_ND):
-                raise ValueError(
-                    "the library draws other points than those of the state: other options or another version"
-                )
-            self._now = again
+        self._search.tell(self._out, [v if math.isfinite(v) else worse for v in values])
 
 
 def _library() -> Any:

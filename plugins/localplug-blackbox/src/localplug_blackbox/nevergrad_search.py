@@ -1,25 +1,24 @@
 """Every optimizer of the library nevergrad, by its name (pip install localplug-blackbox[nevergrad]).
 
-Rapin, Teytaud: Nevergrad, 2018, https://github.com/facebookresearch/nevergrad. The state is the values that were told, from
-which the search is repeated, as in `cma_es`. Letters: N points, D numbers.
+Rapin, Teytaud: Nevergrad, 2018, https://github.com/facebookresearch/nevergrad. The state is the values that were told
+(`replayed`). Letters: N points, D numbers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from localplug_blackbox.box import Box
-from localplug_blackbox.contract import Searcher
-from localplug_blackbox.generation import Generation
+from localplug_blackbox.replayed import Replayed
 
 _BAD = 4e20  # for a value that is not finite, or larger: nevergrad clips just above
 
 
 @final
-class NevergradSearch(Searcher):
+class NevergradSearch(Replayed):
     """A search by one of nevergrad's optimizers.
 
     Args:
@@ -82,10 +81,7 @@ class NevergradSearch(Searcher):
         self._sigma_D = torch.where(torch.isfinite(width_D), width_D / 6, torch.ones_like(width_D))
         if sigma is not None:
             self._sigma_D = torch.full_like(width_D, sigma)
-        self._told: list[list[float]] = []
-        self._search: Any = None
         self._out: list[Any] = []
-        self._now: Generation | None = None
 
     def _begun(self) -> Any:
         import numpy as np
@@ -101,57 +97,14 @@ class NevergradSearch(Searcher):
             parametrization=array, budget=self.max_evaluations, num_workers=self.num_workers
         )
 
-    def _drawn(self, num: int) -> Generation:
-        self._out = [self._search.ask() for _ in range(num)]
-        points = torch.stack([torch.as_tensor(c.value, dtype=torch.float64).reshape(-1) for c in self._out])
-        return Generation(self.box.clip(points))
-
-    def _propose(self, num: int) -> Tensor:
-        if self._search is None:
-            self._search = self._begun()
-        self._now = self._drawn(min(num, self.num_workers))
-        return self._now.next(num)
-
-    def _learn(self, X_ND: Tensor, y_N: Tensor) -> None:
-        values = y_N.clamp(-_BAD, _BAD).tolist()
-        self._told.append(values)
-        self._follow(values)
-        self._now = None
+    def _drawn(self, num: int) -> Tensor:
+        self._out = [self._search.ask() for _ in range(min(num, self.num_workers))]
+        return torch.stack([torch.as_tensor(c.value, dtype=torch.float64).reshape(-1) for c in self._out])
 
     def _follow(self, values: list[float]) -> None:
         for candidate, value in zip(self._out, values, strict=True):
-            self._search.tell(candidate, value)
+            self._search.tell(candidate, min(max(value, -_BAD), _BAD))
         self._out = []
-
-    def _know(self, X_ND: Tensor, y_N: Tensor) -> None:
-        place = int(y_N.argmin())
-        best = self.best
-        if self._search is None and best is not None and float(y_N[place]) <= best.value:
-            self._start_D = X_ND[place].clone()
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "start": self._start_D.clone(),
-            "told": [list(values) for values in self._told],
-            "now": None if self._now is None else self._now.state(),
-        }
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._start_D = state["start"].clone()
-        self._told, self._now, self._search = [], None, None
-        if state["told"] or state["now"] is not None:
-            self._search = self._begun()
-        for values in state["told"]:
-            self._drawn(len(values))
-            self._told.append([float(v) for v in values])
-            self._follow(self._told[-1])
-        if state["now"] is not None:
-            again = Generation.restored(state["now"])
-            self._now = self._drawn(len(again.X_ND))
-            if not torch.equal(again.X_ND, self._now.X_ND):
-                raise ValueError(
-                    "the library draws other points than those of the state: other options or another version"
-                )
 
 
 def _library() -> Any:
