@@ -78,12 +78,23 @@ class Box:
         Raises:
             ValueError: the given one has another length, is not finite, or is outside.
         """
+        if wrong := self.start_problems(given):
+            raise ValueError("; ".join(wrong))
         if given is None:
             middle_D = (self.lower_D + self.upper_D) / 2
             return self.clip(torch.where(torch.isfinite(middle_D), middle_D, torch.zeros_like(middle_D)))
-        x_D = torch.as_tensor(given, dtype=torch.float64).detach().cpu().clone()
+        return torch.as_tensor(given, dtype=torch.float64).detach().cpu().clone()
+
+    def start_problems(self, given: Tensor | Sequence[float] | None) -> list[str]:
+        """Why that cannot be a first point."""
+        if given is None:
+            return []
+        try:
+            x_D = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+        except ValueError as error:  # no numbers, or rows of several lengths
+            return [str(error)]
         if x_D.shape != self.lower_D.shape:
-            raise ValueError(f"start must be {self.num} numbers, got the shape {tuple(x_D.shape)}")
+            return [f"start must be {self.num} numbers, got the shape {tuple(x_D.shape)}"]
         if not bool(torch.isfinite(x_D).all()) or not bool(self.contains(x_D)):
-            raise ValueError(f"start must be finite and inside the box, got {x_D.tolist()}")
-        return x_D
+            return [f"start must be finite and inside the box, got {x_D.tolist()}"]
+        return []

@@ -54,12 +54,10 @@ class CMAES(Replayed):
             wrong.append(f"population must be at least 2, got {population!r}")
         if box.num < 2:
             wrong.append("box must have at least two numbers for CMA-ES")
-        try:
-            self._start_D = box.start(start)
-        except ValueError as error:
-            wrong.append(str(error))
+        wrong += box.start_problems(start)
         if wrong:
             raise ValueError("; ".join(wrong))
+        self._start_D = box.start(start)
         _library()
         self.sigma, self.population, self.seed = sigma, population, seed
         self._out: list[Any] = []

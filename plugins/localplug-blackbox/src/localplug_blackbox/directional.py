@@ -104,12 +104,10 @@ class DirectionalAttacks(Searcher):
             wrong.append(f"num_probes must be at least 1, got {num_probes!r}")
         if not 0 < probe_share <= 1:
             wrong.append(f"probe_share must be in (0, 1], got {probe_share!r}")
-        try:
-            self._x_D = box.start(start)
-        except ValueError as error:
-            wrong.append(str(error))
+        wrong += box.start_problems(start)
         if wrong:
             raise ValueError("; ".join(wrong))
+        self._x_D = box.start(start)
         self.attack, self.poll, self.smallest_step = attack, poll, float(smallest_step)
         self.covering_radius, self.num_line = float(covering_radius), num_line
         self.num_probes = (box.num + 3) // 4 if num_probes is None else num_probes

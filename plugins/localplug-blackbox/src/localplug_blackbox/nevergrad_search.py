@@ -65,12 +65,10 @@ class NevergradSearch(Replayed):
             wrong.append(f"sigma must be positive and finite, or None, got {sigma!r}")
         if optimizer not in _library().optimizers.registry:
             wrong.append(f"optimizer must be a name in nevergrad.optimizers.registry, got {optimizer!r}")
-        try:
-            self._start_D = box.start(start)
-        except ValueError as error:
-            wrong.append(str(error))
+        wrong += box.start_problems(start)
         if wrong:
             raise ValueError("; ".join(wrong))
+        self._start_D = box.start(start)
         self.optimizer, self.max_evaluations, self.num_workers, self.seed = (
             optimizer,
             max_evaluations,

@@ -68,12 +68,10 @@ class ZerothOrderSearch(Searcher):
             wrong.append(f"num_directions must be at least 1, got {num_directions!r}")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             wrong.append(f"betas must be two numbers in [0, 1), got {betas!r}")
-        try:
-            self._x_D = box.start(start)
-        except ValueError as error:
-            wrong.append(str(error))
+        wrong += box.start_problems(start)
         if wrong:
             raise ValueError("; ".join(wrong))
+        self._x_D = box.start(start)
         self.sigma, self.num_directions, self.lr, self.betas, self.clip = sigma, num_directions, lr, betas, clip
         self._m_D, self._v_D = torch.zeros_like(self._x_D), torch.zeros_like(self._x_D)
         self._num_steps = 0
