@@ -156,15 +156,12 @@ def _against(panel: Panel, number: int, name: str, x: str, cost: Callable[[Run],
 
 
 def _learning(panel: Panel, number: int, unit: str, x: str) -> Figure | None:
-    series = []
+    series: list[Series] = []
     for way, runs in panel.trained().items():
         threads = [
             [(float(p[unit]), float(p["quality"])) for p in run["curve"] if p["quality"] is not None] for run in runs
         ]
-        threads = [thread for thread in threads if thread]
-        if threads:
-            means = [_mean(points) for points in zip(*threads, strict=False)]
-            series.append(Series(way, means, threads=threads if len(threads) > 1 else ()))
+        series += _curve(way, threads)
     if not series:
         return None
     return Figure(
@@ -178,6 +175,15 @@ def _learning(panel: Panel, number: int, unit: str, x: str) -> Figure | None:
         series,
         joined=True,
     )
+
+
+def _curve(way: str, threads: Sequence[Sequence[tuple[float, float]]]) -> list[Series]:
+    """The mean over the seeds, as far as all of them go, and each by itself; nothing where no seed has a point."""
+    threads = [thread for thread in threads if thread]
+    if not threads:
+        return []
+    means = [_mean(points) for points in zip(*threads, strict=False)]
+    return [Series(way, means, threads=threads if len(threads) > 1 else ())]
 
 
 def _mean(points: Iterable[tuple[float, float]]) -> tuple[float, float]:
@@ -216,16 +222,13 @@ def _ratios(panel: Panel, number: int) -> Figure | None:
 
 
 def _observed(panel: Panel, number: int, name: str, y: str, *, y_log: bool) -> Figure | None:
-    series = []
+    series: list[Series] = []
     for way, runs in panel.trained().items():
         threads = []
         for run in runs:
             seen = [(p["forward_passes"], (p.get("observed") or {}).get(name)) for p in run["curve"]]
-            fine = [(float(x), float(v)) for x, v in seen if v is not None and not (y_log and v <= 0)]
-            threads += [fine] if fine else []
-        if threads:
-            means = [_mean(points) for points in zip(*threads, strict=False)]
-            series.append(Series(way, means, threads=threads if len(threads) > 1 else ()))
+            threads.append([(float(x), float(v)) for x, v in seen if v is not None and not (y_log and v <= 0)])
+        series += _curve(way, threads)
     if not series:
         return None
     return Figure(
