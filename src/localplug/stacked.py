@@ -41,9 +41,8 @@ class Plan:
             first one shows; else its error is raised.
     """
 
-    HELD = (
-        1 << 15
-    )  # elements of a parameter that is replaced for the whole evaluation, together with others of its kind
+    # elements of a parameter that is replaced for the whole evaluation, together with others of its kind
+    HELD = 1 << 15
 
     def __init__(self, run: Run, directions: Directions, singly: Singly | None = None) -> None:
         self.run, self.directions, self.singly = run, directions, singly
